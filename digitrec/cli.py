@@ -53,7 +53,7 @@ def _version(asked: bool):
 def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")] = False):
     pass
 
-# %% ../nbs/13_cli.ipynb #0788db96
+# %% ../nbs/13_cli.ipynb #3bfd8b83
 def _svm():
     from digitrec.svm import svm
 
@@ -76,7 +76,7 @@ def fit(
         found = f"{len(digits):,} digits of {len(set(digits.labels.tolist()))} classes"
         raise DataError(digits.name, found, f"enough to learn from ({error})") from error
 
-
+# %% ../nbs/13_cli.ipynb #92e83611
 def examine(
     build,          # makes an unfitted recogniser
     train: Digits,  # labelled
@@ -126,7 +126,21 @@ def write_run(
     save(recogniser, paths["recogniser"])
     return paths
 
-# %% ../nbs/13_cli.ipynb #66b305a2
+# %% ../nbs/13_cli.ipynb #e828eb53
+def _summary(facts: dict, scores: dict, paths: dict[str, Path], seconds: float):
+    "Print a run's scores and where its files are"
+    title = f"{facts['model']}, examined on {facts['examined on']}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    accuracy = f"{scores['accuracy']:.2%}  (95 % interval {scores['low']:.2%} to {scores['high']:.2%})"
+    for name, value in {
+        "accuracy": accuracy, "misses": f"{scores['misses']:,} of {scores['n']:,}", "NLL": f"{scores['nll']:.4f} nats",
+        "Brier": f"{scores['brier']:.4f}", "ECE": f"{scores['ece']:.4f}", "time": f"{seconds:.1f} s",
+        **{name: str(path) for name, path in paths.items()},
+    }.items():
+        table.add_row(name, escape(value))
+    out.print(table)
+
+# %% ../nbs/13_cli.ipynb #d2a6c61d
 @app.command()
 def run(
     data: Annotated[str, typer.Option(help="auto, kaggle, mnist, digits, or the path of a folder or archive.")] = "auto",
@@ -158,21 +172,7 @@ def run(
             paths = write_run(folder, recogniser, test, asked, probabilities, facts)
     _summary(facts, json.loads(paths["scores"].read_text()), paths, time.perf_counter() - start)
 
-
-def _summary(facts: dict, scores: dict, paths: dict[str, Path], seconds: float):
-    "Print a run's scores and where its files are"
-    title = f"{facts['model']}, examined on {facts['examined on']}"
-    table = Table(title=title, title_justify="left", show_header=False)
-    accuracy = f"{scores['accuracy']:.2%}  (95 % interval {scores['low']:.2%} to {scores['high']:.2%})"
-    for name, value in {
-        "accuracy": accuracy, "misses": f"{scores['misses']:,} of {scores['n']:,}", "NLL": f"{scores['nll']:.4f} nats",
-        "Brier": f"{scores['brier']:.4f}", "ECE": f"{scores['ece']:.4f}", "time": f"{seconds:.1f} s",
-        **{name: str(path) for name, path in paths.items()},
-    }.items():
-        table.add_row(name, escape(value))
-    out.print(table)
-
-# %% ../nbs/13_cli.ipynb #d89103d0
+# %% ../nbs/13_cli.ipynb #bc394287
 def _answers(name: str, probabilities):
     "An answer for each row of probabilities: the digit, its probability, and the same of the runner-up"
     for index, row in enumerate(probabilities):
@@ -187,7 +187,7 @@ def _line(answer: dict, n: int) -> str:
     second = f"(or {answer['runner_up']}, {answer['runner_up_probability']:.1%})"
     return f"{place}  {answer['digit']}  {answer['probability']:.1%}  {second}"
 
-
+# %% ../nbs/13_cli.ipynb #a137fed7
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a run wrote, or its recogniser.skops.")],
@@ -212,7 +212,7 @@ def predict(
     if failed:
         raise typer.Exit(1)
 
-# %% ../nbs/13_cli.ipynb #a21ed226
+# %% ../nbs/13_cli.ipynb #5986aecf
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "scikit-learn-intelex", "keras", "tensorflow", "tensorflow-cpu", "jax")
 
 
@@ -235,7 +235,7 @@ def _devices() -> str:
                 return f"{count}; {engine}: {type(error).__name__}: {error}"
     return count
 
-
+# %% ../nbs/13_cli.ipynb #790614a7
 @app.command()
 def info():
     "Say what is installed, what there is to compute on, and which data is found."

@@ -83,13 +83,12 @@ def flatten(
     "Make a row of numbers of each image: what scikit-learn's estimators take. Raises `DataError` for any other form."
     return check_images(images).reshape(len(images), 784).astype(np.float32) / 255
 
-# %% ../nbs/00_data.ipynb #6fb105ff
+# %% ../nbs/00_data.ipynb #50f39c5a
 @dataclass(frozen=True, eq=False)
 class Digits:
     """Handwritten digits in MNIST's form. Slices and masks like an array; one index gives a set of one digit.
 
     Raises `DataError` where shapes, dtypes, ranges or lengths are not as said."""
-
     images: np.ndarray                 # uint8 (n, 28, 28), 0 = paper, 255 = ink
     labels: np.ndarray | None = None   # int64 (n,), 0 to 9; None where they are not known
     name: str = "digits"               # what they are, for titles and messages
@@ -106,8 +105,8 @@ class Digits:
 
     def __getitem__(self, which):
         which = [which] if isinstance(which, (int, np.integer)) else which
-        chosen = (None if values is None else values[which] for values in (self.images, self.labels, self.writers))
-        images, labels, writers = chosen
+        fields = self.images, self.labels, self.writers
+        images, labels, writers = (None if values is None else values[which] for values in fields)
         return Digits(images, labels, self.name, writers)
 
     def __repr__(self):
@@ -368,7 +367,7 @@ def _centre_of_mass(image: np.ndarray) -> tuple[float, float]:
     mass = image.sum(dtype=float)
     return tuple(float(image.sum(axis=1 - axis) @ np.arange(image.shape[axis]) / mass) for axis in (0, 1))
 
-# %% ../nbs/00_data.ipynb #2d9d6e75
+# %% ../nbs/00_data.ipynb #2220d89b
 _PICTURES = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # pixels only: EPS, say, is a program
 MAX_PIXELS = 100_000_000  # in one picture: past that it is refused before it is unpacked
 MAX_PACKED = 30_000_000  # bytes of a picture in an archive
@@ -390,13 +389,8 @@ def _grey(path: Path, side: int = 400) -> np.ndarray:
                     raise DataError(path, f"{image.width} × {image.height} pixels", f"{MAX_PIXELS:,} at most")
                 image.draft("L", (side, side))  # lets a JPEG unpack at a fraction of its size
                 image = ImageOps.exif_transpose(image)
-                if image.mode[0] in "IF":  # 16- or 32-bit greys of unknown range
-                    step = 1 + max(image.size) // 2000
-                    values = np.asarray(image, np.float32)[::step, ::step]
-                    values = (values - values.min()) * (255 / max(np.ptp(values), 1e-9))
-                    if not np.isfinite(values).all():
-                        raise ValueError("greys that are no numbers")
-                    image = Image.fromarray(values)
+                if image.mode[0] in "IF":
+                    image = _stretched(image)
                 elif image.has_transparency_data:
                     image = image.convert("RGBA")
                     image.thumbnail((side, side), Image.Resampling.BOX)
@@ -409,7 +403,19 @@ def _grey(path: Path, side: int = 400) -> np.ndarray:
         except Exception as error:  # Pillow's decoders raise nearly anything on a hostile file
             raise DataError(path, f"no readable picture ({error})", "a whole PNG, JPEG or other picture") from error
 
-# %% ../nbs/00_data.ipynb #0603f7f7
+# %% ../nbs/00_data.ipynb #80e4b657
+def _stretched(image):
+    "A picture of 16- or 32-bit greys, in which the darkest is 0 and the lightest 255"
+    from PIL import Image
+
+    step = 1 + max(image.size) // 2000
+    values = np.asarray(image, np.float32)[::step, ::step]
+    values = (values - values.min()) * (255 / max(np.ptp(values), 1e-9))
+    if not np.isfinite(values).all():
+        raise ValueError("greys that are no numbers")
+    return Image.fromarray(values)
+
+
 def _flattened(image):
     "An RGBA picture on white paper, or on black where white would hide what is drawn"
     from PIL import Image

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'MAX_MODEL', 'deskew', 'SVM', 'svm', 'save', 'load_recogniser']
 
-# %% ../nbs/03_svm.ipynb #1a0fdb15
+# %% ../nbs/03_svm.ipynb #2324c6aa
 import zipfile
 from pathlib import Path
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics.pairwise import rbf_kernel
+from sklearn.utils import gen_batches
 
 from .data import DataError, check_images, flatten, replacing
 from .eda import fastest
@@ -36,7 +38,20 @@ def deskew(
         affine_transform(image, [[1, 0], [slope, 1]], shift, output=out, order=1)
     return upright
 
-# %% ../nbs/03_svm.ipynb #96bb96c5
+# %% ../nbs/03_svm.ipynb #13899abf
+def _duels(kernel, coefficients, intercepts, counts) -> np.ndarray:
+    "The margin of each class over each other: (n, c, c), from a kernel (n, s), coefficients (c - 1, s), c (c - 1) / 2 intercepts"
+    ends, classes = np.cumsum(counts), len(counts)
+    slices = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
+    parts = [kernel[:, part] @ coefficients[:, part].T for part in slices]
+    margins = np.zeros((len(kernel), classes, classes))
+    pairs = [(i, j) for i in range(classes) for j in range(i + 1, classes)]
+    for (i, j), intercept in zip(pairs, intercepts, strict=True):
+        margins[:, i, j] = parts[i][:, j - 1] + parts[j][:, i] + intercept
+        margins[:, j, i] = -margins[:, i, j]
+    return margins
+
+# %% ../nbs/03_svm.ipynb #e02dd562
 class SVM(ClassifierMixin, BaseEstimator):
     """A support vector machine with an RBF kernel: trained by LIBSVM or oneDAL, answering by matrix products.
 
@@ -61,23 +76,11 @@ class SVM(ClassifierMixin, BaseEstimator):
 
     def margins(self, X) -> np.ndarray:
         "For rows (n, d), the margin of each class over each other: float64 (n, c, c), 0 on the diagonal"
-        from sklearn.metrics.pairwise import rbf_kernel
-
         kernel = rbf_kernel(X, self.support_vectors_, gamma=self.gamma)
-        ends = np.cumsum(self.n_support_)  # support vectors stand class by class; each counts in c - 1 duels
-        slices = [slice(end - n, end) for n, end in zip(self.n_support_, ends, strict=True)]
-        parts = [kernel[:, part] @ self.dual_coef_[:, part].T for part in slices]
-        margins = np.zeros((len(X), len(ends), len(ends)))
-        pairs = [(i, j) for i in range(len(ends)) for j in range(i + 1, len(ends))]
-        for (i, j), intercept in zip(pairs, self.intercept_, strict=True):
-            margins[:, i, j] = parts[i][:, j - 1] + parts[j][:, i] + intercept
-            margins[:, j, i] = -margins[:, i, j]
-        return margins
+        return _duels(kernel, self.dual_coef_, self.intercept_, self.n_support_)
 
     def decision_function(self, X) -> np.ndarray:
         "For rows (n, d), the least margin of each class: float64 (n, c); of two classes the second's alone: (n,)"
-        from sklearn.utils import gen_batches
-
         itself = np.diag(np.full(len(self.classes_), np.inf))
         X, batches = np.asarray(X, np.float64), gen_batches(len(X), 1000)  # so that the kernel stays small
         scores = np.concatenate([(self.margins(X[batch]) + itself).min(axis=2) for batch in batches])
@@ -113,7 +116,7 @@ def svm(
         CalibratedClassifierCV(SVM(C, gamma), method="temperature", cv=3, ensemble=False),
     )
 
-# %% ../nbs/03_svm.ipynb #3bc5d7ef
+# %% ../nbs/03_svm.ipynb #c89d9681
 MAX_MODEL = 200_000_000  # bytes, unpacked: an SVM that kept all of MNIST's digits would have 30 million
 _TRUSTED = [
     "digitrec.data.flatten", "digitrec.svm.SVM", "digitrec.svm.deskew",
@@ -132,7 +135,7 @@ def save(
         skops.io.dump(recogniser, temporary)
     return Path(path)
 
-
+# %% ../nbs/03_svm.ipynb #c7098fb6
 def load_recogniser(
     path: str | Path,  # as written by `save`
 ):  # the fitted recogniser
