@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'MAX_MODEL', 'deskew', 'SVM', 'svm', 'save', 'load_recogniser']
 
-# %% ../nbs/03_svm.ipynb #2324c6aa
+# %% ../nbs/03_svm.ipynb #50919b1a
 import zipfile
 from pathlib import Path
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics.pairwise import rbf_kernel
+from sklearn.svm import SVC
 from sklearn.utils import gen_batches
 
 from .data import DataError, check_images, flatten, replacing
@@ -51,7 +52,7 @@ def _duels(kernel, coefficients, intercepts, counts) -> np.ndarray:
         margins[:, j, i] = -margins[:, i, j]
     return margins
 
-# %% ../nbs/03_svm.ipynb #e02dd562
+# %% ../nbs/03_svm.ipynb #bb23941c
 class SVM(ClassifierMixin, BaseEstimator):
     """A support vector machine with an RBF kernel: trained by LIBSVM or oneDAL, answering by matrix products.
 
@@ -67,7 +68,8 @@ class SVM(ClassifierMixin, BaseEstimator):
 
     def fit(self, X, y):
         "Train on rows of numbers (n, d) and their classes (n,), at least two of them"
-        svc = fastest("svm.SVC")(C=self.C, gamma=self.gamma).fit(X, y)
+        library = fastest("svm.SVC") if np.shape(X)[1] >= 75 else SVC  # where oneDAL begins to pay: see the last section
+        svc = library(C=self.C, gamma=self.gamma).fit(X, y)
         for name in ("classes_", "support_vectors_", "dual_coef_", "intercept_", "n_support_"):
             setattr(self, name, np.array(getattr(svc, name)))
         if len(self.classes_) == 2:  # scikit-learn turns the signs round for two classes
