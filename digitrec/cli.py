@@ -26,11 +26,15 @@ from rich.table import Table
 
 from .data import DataError, Digits, load, locate, places, read_digits, replacing, split, write_submission
 
-# %% ../nbs/13_cli.ipynb #b50c42bc
+# %% ../nbs/13_cli.ipynb #bd3543b6
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Read handwritten digits: train and examine a recogniser, write a submission, ask about pictures.")
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+def _complain(error: DataError):
+    err.print(f"[red]digitrec:[/] {escape(str(error))}", soft_wrap=True)
 
 
 @contextmanager
@@ -39,7 +43,7 @@ def refusing():
     try:
         yield
     except DataError as error:
-        err.print(f"[red]digitrec:[/] {escape(str(error))}", soft_wrap=True)
+        _complain(error)
         raise typer.Exit(1) from None
 
 
@@ -98,19 +102,19 @@ def examine(
         recogniser = fit(build, train)
     return recogniser, asked, probabilities
 
-# %% ../nbs/13_cli.ipynb #0858720b
+# %% ../nbs/13_cli.ipynb #6bc7011d
 def write_run(
     folder: Path,             # where to; made if it is not there
     recogniser,               # fitted
     test: Digits,             # to answer in the submission
     asked: Digits,            # that it was examined on
     probabilities,            # floats (n, 10), of those
-    facts: dict,              # to stand in scores.json beside the scores
+    scores: dict,             # to stand in scores.json
 ) -> dict[str, Path]:         # what each file is, and where
     "Write submission.csv, scores.json, confusion.png and the recogniser, each whole or not at all. Raises `DataError`."
     from matplotlib.figure import Figure
 
-    from digitrec.scores import confusion, plot_confusion, score
+    from digitrec.scores import confusion, plot_confusion
     from digitrec.svm import save
 
     endings = {"submission": ".csv", "scores": ".json", "confusion": ".png", "recogniser": ".skops"}
@@ -120,16 +124,16 @@ def write_run(
     plot_confusion(matrix, f"{asked.name}: {len(asked):,} digits it never saw", ax=figure.subplots())
     write_submission(paths["submission"], recogniser.predict(test.images), test)
     with replacing(paths["scores"]) as temporary:
-        temporary.write_text(json.dumps({**facts, **score(asked.labels, probabilities)}, indent=2) + "\n")
+        temporary.write_text(json.dumps(scores, indent=2) + "\n")
     with replacing(paths["confusion"]) as temporary:
         figure.savefig(temporary, dpi=120, bbox_inches="tight")
     save(recogniser, paths["recogniser"])
     return paths
 
-# %% ../nbs/13_cli.ipynb #e828eb53
-def _summary(facts: dict, scores: dict, paths: dict[str, Path], seconds: float):
+# %% ../nbs/13_cli.ipynb #f434bbd2
+def _summary(scores: dict, paths: dict[str, Path], seconds: float):
     "Print a run's scores and where its files are"
-    title = f"{facts['model']}, examined on {facts['examined on']}"
+    title = f"{scores['model']}, examined on {scores['examined on']}"
     table = Table(title=title, title_justify="left", show_header=False)
     accuracy = f"{scores['accuracy']:.2%}  (95 % interval {scores['low']:.2%} to {scores['high']:.2%})"
     for name, value in {
@@ -140,7 +144,7 @@ def _summary(facts: dict, scores: dict, paths: dict[str, Path], seconds: float):
         table.add_row(name, escape(value))
     out.print(table)
 
-# %% ../nbs/13_cli.ipynb #d2a6c61d
+# %% ../nbs/13_cli.ipynb #8c4fe8bc
 @app.command()
 def run(
     data: Annotated[str, typer.Option(help="auto, kaggle, mnist, digits, or the path of a folder or archive.")] = "auto",
@@ -149,6 +153,8 @@ def run(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the digits held out.")] = 0,
 ):
     "Train a recogniser, examine it on digits it never saw, and write a submission."
+    from digitrec.scores import score
+
     start = time.perf_counter()
     with refusing():
         train, test = load(data)
@@ -165,12 +171,13 @@ def run(
             recogniser, asked, probabilities = examine(MODELS[model], train, test, seed, say)
             say("write")
             examined = len(train) - len(asked) if test.labels is None else len(train)
-            facts = {"digitrec": importlib.metadata.version("digitrec"), "model": model, "seed": seed,
-                     "examined on": f"{len(asked):,} digits, {asked.name}",
-                     "after learning": f"{examined:,} digits, {train.name}",
-                     "kept, after learning": f"{len(train):,} digits, {train.name}"}
-            paths = write_run(folder, recogniser, test, asked, probabilities, facts)
-    _summary(facts, json.loads(paths["scores"].read_text()), paths, time.perf_counter() - start)
+            scores = {"digitrec": importlib.metadata.version("digitrec"), "model": model, "seed": seed,
+                      "examined on": f"{len(asked):,} digits, {asked.name}",
+                      "after learning": f"{examined:,} digits, {train.name}",
+                      "kept, after learning": f"{len(train):,} digits, {train.name}",
+                      **score(asked.labels, probabilities)}
+            paths = write_run(folder, recogniser, test, asked, probabilities, scores)
+    _summary(scores, paths, time.perf_counter() - start)
 
 # %% ../nbs/13_cli.ipynb #bc394287
 def _answers(name: str, probabilities):
@@ -187,7 +194,7 @@ def _line(answer: dict, n: int) -> str:
     second = f"(or {answer['runner_up']}, {answer['runner_up_probability']:.1%})"
     return f"{place}  {answer['digit']}  {answer['probability']:.1%}  {second}"
 
-# %% ../nbs/13_cli.ipynb #a137fed7
+# %% ../nbs/13_cli.ipynb #5a13d351
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a run wrote, or its recogniser.skops.")],
@@ -204,7 +211,7 @@ def predict(
             try:
                 digits = read_digits(file)
             except DataError as error:
-                err.print(f"[red]digitrec:[/] {escape(str(error))}", soft_wrap=True)
+                _complain(error)
                 failed = True
                 continue
             for answer in _answers(str(file), opinion(recogniser, digits.images)):
