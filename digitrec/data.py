@@ -65,13 +65,16 @@ def whole_numbers(
         raise DataError(name, f"{values[wrong[0]]}", f"a whole number from 0 to {highest}", f"index {wrong[0]}")
     return values.astype(np.int64)
 
-# %% ../nbs/00_data.ipynb #e2214b7a
+# %% ../nbs/00_data.ipynb #3333168b
 def check_images(
     images,                # an array-like
     name: str = "images",  # what they are, for the error message
 ) -> np.ndarray:           # uint8 (n, 28, 28)
     "Check that images are uint8 of shape (n, 28, 28). Raises `DataError`."
-    images = np.asarray(images)
+    try:
+        images = np.asarray(images)
+    except ValueError:
+        raise DataError(name, "images of unequal shapes", "uint8 of shape (n, 28, 28), 0 = paper, 255 = ink") from None
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
         raise DataError(name, f"{images.dtype} of shape {images.shape}", "uint8 of shape (n, 28, 28), 0 = paper, 255 = ink")
     return images
@@ -605,7 +608,7 @@ def _writers(path: Path, n_train: int, n_test: int) -> list[np.ndarray]:
         writers = _npy(file, path, "array", 1)
     return np.split(whole_numbers(writers, path, n_train + n_test, 2**62), [n_train])
 
-# %% ../nbs/00_data.ipynb #98c7f2ab
+# %% ../nbs/00_data.ipynb #ddaec3a9
 @contextmanager
 def replacing(
     path: str | Path,  # the file to write; folders on the way to it are made
@@ -616,7 +619,7 @@ def replacing(
     path = Path(path)
     if not path.name:
         raise DataError(path, "no name", "the name of a file to write")
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
