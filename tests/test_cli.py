@@ -309,7 +309,7 @@ def test_every_model_can_be_made(model, tmp_path):
     assert is_classifier(recogniser) and not list(tmp_path.iterdir())
     if model != "svm":
         assert (recogniser.seed, recogniser.folder, recogniser.quiet) == (3, tmp_path, True)
-        assert recogniser.recipe.name == {"ensemble": "few", "cnn": "few", "mlp": "mlp-2021"}.get(model, model)
+        assert recogniser.recipe.name == {"ensemble": "few", "cnn": "few"}.get(model, model)
 
 
 @nets
