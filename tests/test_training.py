@@ -123,16 +123,17 @@ def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(tmp_path):
     expected, seconds = trained(tmp_path / "undisturbed")
     moments, kills = random.Random(0), []
     for i in range(int(os.environ.get("DIGITREC_KILLS", 2))):
-        folder = tmp_path / str(i)
-        found, _ = trained(folder, kill_after=moments.uniform(0, 0.9 * seconds))
-        if found is None:
-            state = folder / "state.npz"
-            if not (folder / MANIFEST).exists():  # this process was no faster than the undisturbed one
-                kills.append(len(training._read_state(state)[0]["rows"]) if state.exists() else 0)
-            found, _ = trained(folder)
+        share, found = moments.uniform(0, 0.9), ""
+        while found is not None:  # through before it could be killed: the machine is faster than it was
+            folder = tmp_path / f"{i}-{len(list(tmp_path.iterdir()))}"
+            found, taken = trained(folder, kill_after=share * seconds)
+            if found is not None:
+                seconds = min(taken, 0.9 * seconds)
+        if (state := folder / "state.npz").exists():
+            kills.append(len(training._read_state(state)[0]["rows"]))
+        found, _ = trained(folder)
         assert found == expected, f"killed after epochs {kills}"
         assert set(os.listdir(folder)) == {MANIFEST, WEIGHTS}
-    assert kills, "every run was through before it could be killed"
 
 
 def test_what_a_killed_run_left_behind_is_cleared_away(kept, tmp_path, halfway):
