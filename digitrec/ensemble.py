@@ -73,7 +73,7 @@ def _member(net: Net, digits: Digits, rows, held, worker: int, workers: int) -> 
     validation = (digits.images[held], digits.labels[held]) if len(held) and net.recipe.best is None else None
     return net.fit(digits.images[rows], digits.labels[rows], validation).predict_proba(digits.images[held])
 
-# %% ../nbs/09_ensemble.ipynb #0bf26d5b
+# %% ../nbs/09_ensemble.ipynb #4afaf42b
 class Ensemble(ClassifierMixin, BaseEstimator):
     """A recogniser that is the mean of several nets' probabilities, each trained without a fold of the digits.
 
@@ -112,7 +112,6 @@ class Ensemble(ClassifierMixin, BaseEstimator):
             folder = Path(self.folder or spare)
             nets = [Net(self.recipe, self.seed + i, folder / f"member-{i:02}", quiet=True) for i in range(len(parts))]
             opinions = self._train(nets, digits, parts)
-            self.members_ = [load_net(net.folder) for net in nets]
         self.classes_, self.oof_ = np.arange(10), np.full((len(digits), 10), np.nan)
         for (_, held), said in zip(parts, opinions, strict=True):
             self.oof_[held] = said
@@ -137,11 +136,13 @@ class Ensemble(ClassifierMixin, BaseEstimator):
     def _train(self, nets: list[Net], digits: Digits, parts: list) -> list[np.ndarray]:
         "Train what is not trained yet, side by side if asked, and say a line of each; what each says of the digits held out"
         workers, opinions, lines = min(joblib.effective_n_jobs(self.n_jobs), len(nets)), [], []
+        self.members_ = []
         tasks = (joblib.delayed(_member)(net, digits, *part, i % workers, workers)
                  for i, (net, part) in enumerate(zip(nets, parts, strict=True)))
         for said in joblib.Parallel(workers, return_as="generator")(tasks):
             i, opinions = len(opinions), [*opinions, said]
             trained, held = load_net(nets[i].folder), parts[i][1]
+            self.members_.append(trained)
             lines.append({"member": i + 1, "epochs": len(trained.history_), "seconds": trained.seconds_})
             if len(held):
                 right = accuracy(digits.labels[held], said.argmax(axis=1))
