@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'out', 'err', 'RECIPE_NAMES', 'MODELS', 'PACKAGES', 'refusing', 'main', 'make', 'fit', 'examine', 'keep',
-           'recall', 'write_run', 'run', 'predict', 'info']
+           'recall', 'write_run', 'run', 'reader', 'predict', 'info']
 
 # %% ../nbs/13_cli.ipynb #dc4a7bd4
 import importlib.metadata
@@ -59,10 +59,10 @@ def _version(asked: bool):
 def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")] = False):
     pass
 
-# %% ../nbs/13_cli.ipynb #174c02d4
+# %% ../nbs/13_cli.ipynb #5550375c
 RECIPE_NAMES = (
     "mlp-2021-as-written", "mlp-2021", "mlp", "cv-2020", "triple-2021", "first-2020", "classic-2018", "standardised-2017",
-    "small", "few")
+    "record", "sprint", "dash", "small", "tiny", "few")
 MODELS = ("ensemble", "cnn", "svm", *RECIPE_NAMES)  # what --model may say
 
 
@@ -258,33 +258,51 @@ def run(
                 training.parent.rmdir()
     _summary(scores, paths, time.perf_counter() - start)
 
-# %% ../nbs/13_cli.ipynb #bc394287
-def _answers(name: str, probabilities):
-    "An answer for each row of probabilities: the digit, its probability, and the same of the runner-up"
+# %% ../nbs/13_cli.ipynb #208f5464
+def reader(
+    model: str,  # a name of PRETRAINED, or the path of a run
+):  # a fitted recogniser
+    "The recogniser that answers. Raises `DataError` where it is neither, or damaged."
+    from digitrec.export import PRETRAINED, load_pretrained
+
+    if model in PRETRAINED and not os.path.exists(model):
+        return load_pretrained(model)
+    if not os.path.exists(model):
+        names = ", ".join(PRETRAINED)
+        raise DataError(model, "no such file or folder", f"one of {names}, or a recogniser that `digitrec run` or `save` wrote")
+    return recall(Path(model))
+
+
+def _answers(name: str, probabilities, threshold: float | None):
+    "An answer for each row of probabilities: the digit, its probability, the same of the runner-up, and whether it is refused"
     for index, row in enumerate(probabilities):
         second, first = row.argsort()[-2:].tolist()
-        yield {"file": name, "index": index, "digit": first, "probability": round(float(row[first]), 4),
-               "runner_up": second, "runner_up_probability": round(float(row[second]), 4)}
+        answer = {"file": name, "index": index, "digit": first, "probability": round(float(row[first]), 4),
+                  "runner_up": second, "runner_up_probability": round(float(row[second]), 4)}
+        yield answer if threshold is None else {**answer, "refused": bool(row[first] < threshold)}
 
 
 def _line(answer: dict, n: int) -> str:
     "An answer to one of a file's n digits, for a person to read"
     place = f"{answer['file']}:{answer['index'] + 1}" if n > 1 else answer["file"]
-    second = f"(or {answer['runner_up']}, {answer['runner_up_probability']:.1%})"
-    return f"{place}  {answer['digit']}  {answer['probability']:.1%}  {second}"
+    second = f"{answer['runner_up']}, {answer['runner_up_probability']:.1%}"
+    if answer.get("refused"):
+        return f"{place}  ?  perhaps no digit ({answer['digit']}, {answer['probability']:.1%}, or {second})"
+    return f"{place}  {answer['digit']}  {answer['probability']:.1%}  (or {second})"
 
-# %% ../nbs/13_cli.ipynb #f61f840b
+# %% ../nbs/13_cli.ipynb #68ee865f
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a run wrote, or the recogniser in it.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Tables, IDX files, or pictures of a digit.")],
+    model: Annotated[str, typer.Option(help="single, vote, small or tiny; or the folder that a run wrote.")] = "single",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each digit, one a line.")] = False,
 ):
     "Read the digits in files: the digit, its probability, and the runner-up."
     from digitrec.scores import opinion
 
     with refusing():
-        recogniser, failed = recall(run), False
+        recogniser, failed = reader(model), False
+        threshold = recogniser.card["threshold"] if hasattr(recogniser, "card") else None
         for file in files:
             try:
                 digits = read_digits(file)
@@ -292,14 +310,14 @@ def predict(
                 _complain(error)
                 failed = True
                 continue
-            for answer in _answers(str(file), opinion(recogniser, digits.images)):
+            for answer in _answers(str(file), opinion(recogniser, digits.images), threshold):
                 typer.echo(json.dumps(answer) if as_json else _line(answer, len(digits)))
     if failed:
         raise typer.Exit(1)
 
-# %% ../nbs/13_cli.ipynb #9a8b78a2
+# %% ../nbs/13_cli.ipynb #e2f3f7de
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn", "scikit-learn-intelex", "keras", "tensorflow", "tensorflow-cpu",
-            "jax", "keract")
+            "jax", "onnxruntime", "keract")
 
 
 def _installed(package: str) -> str:

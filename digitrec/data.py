@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MAX_DIGITS', 'MAX_PIXELS', 'MAX_PACKED', 'KAGGLE_FOLDERS', 'MNIST_URL', 'MNIST_SHA256', 'DataError', 'whole_numbers',
-           'check_images', 'flatten', 'Digits', 'refusal', 'read_csv', 'read_idx', 'read_npz', 'mnist_form',
-           'read_picture', 'read_digits', 'places', 'locate', 'replacing', 'download_mnist', 'load', 'folds', 'split',
-           'write_submission']
+           'check_images', 'flatten', 'Digits', 'moved', 'refusal', 'read_csv', 'read_idx', 'read_npz', 'mnist_form',
+           'read_picture', 'read_digits', 'places', 'locate', 'replacing', 'write_json', 'read_json', 'download_mnist',
+           'load', 'folds', 'split', 'write_submission']
 
-# %% ../nbs/00_data.ipynb #f3398dde
+# %% ../nbs/00_data.ipynb #9b23e217
 import gzip
 import hashlib
 import http.client
 import io
+import json
 import lzma
 import os
 import re
@@ -126,6 +127,16 @@ class Digits:
     def nhwc(self) -> np.ndarray:
         "The images as float32 `(n, 28, 28, 1)`, 0 = paper, 1 = ink: what convolutions take"
         return self.flat.reshape(-1, 28, 28, 1)
+
+# %% ../nbs/00_data.ipynb #311d8c77
+def moved(
+    images: np.ndarray,  # (n, 28, 28)
+    pixels: int,         # 0 to 28
+) -> list[np.ndarray]:   # five arrays (n, 28, 28), the first as it is; what leaves the paper is lost
+    "Digits as they are, and moved up, down, left and right"
+    paper = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
+    corners = ((1, 1), (2, 1), (0, 1), (1, 2), (1, 0))
+    return [paper[:, y * pixels : y * pixels + 28, x * pixels : x * pixels + 28] for y, x in corners]
 
 # %% ../nbs/00_data.ipynb #ea2bfc75
 def refusal(function, *args, **kwargs) -> str:
@@ -637,6 +648,22 @@ def replacing(
     finally:
         if os.path.lexists(temporary):
             temporary.unlink()
+
+# %% ../nbs/00_data.ipynb #21760ff2
+def write_json(path: Path, about: dict):
+    "Write JSON for people and programs, whole or not at all"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    "What `write_json` wrote. Raises `DataError` for a file that is missing or no JSON."
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(path, "no such file", "the manifest that a run writes last") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(path, f"no manifest ({error})", "JSON, as a run wrote it") from error
 
 # %% ../nbs/00_data.ipynb #01419448
 MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"

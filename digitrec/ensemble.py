@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CUTS', 'MANIFEST', 'cuts', 'Ensemble', 'save_ensemble', 'load_ensemble', 'plot_folds', 'optimism']
 
-# %% ../nbs/09_ensemble.ipynb #29cfb81c
+# %% ../nbs/09_ensemble.ipynb #7c12121a
 import glob
 import os
 import tempfile
@@ -19,9 +19,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted
 
-from .data import DataError, Digits, check_images, folds, replacing, whole_numbers
+from .data import DataError, Digits, check_images, folds, read_json, replacing, whole_numbers, write_json
 from .scores import accuracy
-from .training import DAMAGED, Net, Recipe, keras, load_net, read_json, save_net, write_json
+from .training import DAMAGED, Net, Recipe, keras, load_net, save_net
 
 # %% ../nbs/09_ensemble.ipynb #fc8ea197
 CUTS = ("stratified", "plain", "seeds")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'PARTS', 'DAMAGED', 'WEIGHTS', 'MANIFEST', 'Recipe', 'register', 'learning_rate', 'epoch_order', 'seeded',
-           'build', 'train_by_hand', 'save_model', 'probabilities', 'digest', 'best_epoch', 'same', 'progress', 'Net',
-           'write_json', 'read_json', 'save_net', 'load_net', 'plot_history', 'history_table']
+           'build', 'probabilities', 'train_by_hand', 'save_model', 'digest', 'best_epoch', 'same', 'progress', 'Net',
+           'save_net', 'load_net', 'plot_history', 'history_table']
 
-# %% ../nbs/05_training.ipynb #a3535be5
+# %% ../nbs/05_training.ipynb #75cc7e8c
 import hashlib
 import importlib
 import importlib.metadata
@@ -33,14 +33,14 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from .backend import choose_backend, devices, distribute
-from .data import DataError, Digits, check_images, replacing, split, whole_numbers
+from .data import DataError, Digits, check_images, moved, read_json, replacing, split, whole_numbers, write_json
 from .eda import PALETTE
 from .scores import accuracy, nll
 
 choose_backend(say=None)  # before Keras is imported
 import keras
 
-# %% ../nbs/05_training.ipynb #e6b0a820
+# %% ../nbs/05_training.ipynb #c789347b
 SCHEDULES = ("constant", "exponential", "one-cycle")
 
 
@@ -59,16 +59,18 @@ class Recipe:
     weight_decay: float = 0.0     # of the optimiser; 0 or more
     smoothing: float = 0.0        # of the labels: 0 for none, below 1
     augmentation: object = None   # a dataclass with `.layer()`: a Keras layer that warps uint8 (n, 28, 28) while it trains
+    strangers: object = None      # one with `.draw(images, seed)`: pictures that are no digits, learned with all answers equal
     best: str | None = None       # keep the epoch with the best validation "loss" or "accuracy"; None: the last
     patience: int | None = None   # stop after as many epochs without a better one; None: never
     min_delta: float = 0.0        # by how much better counts as better
     held_out: float = 0.1         # the share of digits to validate on, where `best` asks for them and none are given
+    shifts: int = 0               # pixels: ask about a digit also moved so far up, down, left and right; 0: as it is, alone
 
     def __post_init__(self):
         for name, (fine, expected) in _LIMITS.items():
             if not fine(value := getattr(self, name)):
                 raise DataError(f"recipe {self.name}", f"{name} = {str(value)[:80]!r}", expected)
-            if isinstance(value, numbers.Real) and name not in ("epochs", "batch", "patience"):
+            if isinstance(value, numbers.Real) and name not in ("epochs", "batch", "patience", "shifts"):
                 object.__setattr__(self, name, float(value))
         if self.patience and self.best is None:
             found = f"patience = {self.patience} and best = None"
@@ -79,7 +81,7 @@ class Recipe:
         power = 1 if self.optimiser == "sgd" else 0.5
         return replace(self, batch=batch, rate=self.rate * (batch / self.batch) ** power)
 
-# %% ../nbs/05_training.ipynb #93f6290a
+# %% ../nbs/05_training.ipynb #7ea960d9
 def _optimisers() -> dict:
     "Keras's optimisers by name, in small letters"
     kinds = {name.lower(): kind for name, kind in vars(keras.optimizers).items() if isinstance(kind, type)}
@@ -90,6 +92,12 @@ def _optimisers() -> dict:
 def _number(low: float, high: float, why: str):
     "A test for a number from low to below high, and the words for it"
     return lambda v: isinstance(v, numbers.Real) and not isinstance(v, bool) and low <= v < high, why
+
+
+def _settings(method: str):
+    "A test for None or an object of a dataclass with a method, and the words for it"
+    return (lambda v: v is None or is_dataclass(v) and not isinstance(v, type) and hasattr(v, method),
+            f"None, or an object of a dataclass with .{method}()")
 
 
 _COUNT = lambda v: type(v) is int and 1 <= v <= 1_000_000, "a whole number from 1 to a million"
@@ -103,12 +111,12 @@ _LIMITS = {
     "decay": _number(_TINY, 1 + 1e-9, "a number above 0, at most 1"),
     "weight_decay": _number(0, 1e38, "a number, 0 or more"),
     "smoothing": _number(0, 1, "a number from 0 to below 1"),
-    "augmentation": (lambda v: v is None or is_dataclass(v) and not isinstance(v, type) and hasattr(v, "layer"),
-                     "None, or an object of a dataclass with .layer()"),
+    "augmentation": _settings("layer"), "strangers": _settings("draw"),
     "best": (lambda v: v in (None, "loss", "accuracy"), "None, 'loss' or 'accuracy'"),
     "patience": (lambda v: v is None or _COUNT[0](v), "None, or a whole number from 1 to a million"),
     "min_delta": _number(0, 1e38, "a number, 0 or more"),
     "held_out": _number(_TINY, 1, "a number above 0 and below 1"),
+    "shifts": (lambda v: type(v) is int and 0 <= v <= 14, "a whole number from 0 to 14"),
 }
 
 # %% ../nbs/05_training.ipynb #3ac614da
@@ -185,7 +193,27 @@ def build(
     optimiser.build(trainer.trainable_variables)
     return net, trainer
 
-# %% ../nbs/05_training.ipynb #e5b031ed
+# %% ../nbs/05_training.ipynb #15c53241
+def probabilities(
+    net,                 # a Keras model that a recipe built
+    images: np.ndarray,  # uint8 (n, 28, 28)
+    batch: int = 128,    # digits at a time
+    shifts: int = 0,     # pixels: ask about each digit also moved so far up, down, left and right, and take the geometric mean
+) -> np.ndarray:         # float64 (n, 10), rows summing to 1
+    "Ask a net about digits, a whole batch at a time: an engine that compiles does so once"
+    if shifts:
+        answers = [probabilities(net, copy, batch) for copy in moved(images, shifts)]
+        answers = np.exp(np.mean([np.log(np.maximum(answer, 1e-12)) for answer in answers], axis=0))
+        return answers / answers.sum(axis=1, keepdims=True)
+    n = len(images)
+    rows = np.arange(-(-n // batch) * batch) % max(n, 1)  # the last batch is filled up with the first digits
+    # over several devices under TensorFlow, `predict_on_batch` would give each device the whole batch
+    ask = net if keras.backend.backend() == "tensorflow" and len(devices()) > 1 else net.predict_on_batch
+    answers = [keras.ops.convert_to_numpy(ask(images[rows[i: i + batch]].astype(np.float32))) for i in range(0, len(rows), batch)]
+    answers = np.concatenate([np.empty((0, 10)), *answers])[:n].astype(float)
+    return answers / answers.sum(axis=1, keepdims=True)
+
+# %% ../nbs/05_training.ipynb #34bf8a9d
 def train_by_hand(
     recipe: Recipe,      # without augmentation
     digits: Digits,      # labelled, to learn
@@ -218,14 +246,14 @@ def train_by_hand(
             loss, answers = step(digits.images[i].astype(np.float32), targets)
             mean_loss.update_state(loss)
             mean_accuracy.update_state(targets, answers)
-        asked = probabilities(net, test.images)
+        asked = probabilities(net, test.images, shifts=recipe.shifts)
         rows.append({"epoch": epoch + 1, "loss": float(mean_loss.result()), "accuracy": float(mean_accuracy.result()),
                      "val_loss": nll(test.labels, asked), "val_accuracy": accuracy(test.labels, asked.argmax(axis=1)).value})
         if folder:
             save_model(net, Path(folder) / f"epoch-{epoch + 1:02}")
     return pd.DataFrame(rows).set_index("epoch")
 
-# %% ../nbs/05_training.ipynb #fb8fe15c
+# %% ../nbs/05_training.ipynb #43d98122
 def save_model(
     net,                 # a Keras model that a recipe built
     folder: str | Path,  # to be written; a model that was there is replaced
@@ -252,21 +280,6 @@ def save_model(
     except OSError as error:
         raise DataError(folder, str(error), "a folder that can be written") from error
     return folder
-
-
-def probabilities(
-    net,                 # a Keras model that a recipe built
-    images: np.ndarray,  # uint8 (n, 28, 28)
-    batch: int = 128,    # digits at a time
-) -> np.ndarray:         # float64 (n, 10), rows summing to 1
-    "Ask a net about digits, a whole batch at a time: an engine that compiles does so once"
-    n = len(images)
-    rows = np.arange(-(-n // batch) * batch) % max(n, 1)  # the last batch is filled up with the first digits
-    # over several devices under TensorFlow, `predict_on_batch` would give each device the whole batch
-    ask = net if keras.backend.backend() == "tensorflow" and len(devices()) > 1 else net.predict_on_batch
-    answers = [keras.ops.convert_to_numpy(ask(images[rows[i: i + batch]].astype(np.float32))) for i in range(0, len(rows), batch)]
-    answers = np.concatenate([np.empty((0, 10)), *answers])[:n].astype(float)
-    return answers / answers.sum(axis=1, keepdims=True)
 
 # %% ../nbs/05_training.ipynb #35706794
 def _batches(images, targets, order, batch) -> dict:
@@ -339,13 +352,14 @@ def _read_state(path: Path) -> tuple[dict, list, list]:
     except DAMAGED as error:
         raise DataError(path, f"no whole state of a run ({error})", "what a run wrote; delete the file to begin again") from error
 
-# %% ../nbs/05_training.ipynb #0eabd992
+# %% ../nbs/05_training.ipynb #df1ef072
 def _described(recipe: Recipe) -> dict:
     "A recipe as JSON takes it: the fields that are not the default, so that new fields do not make old runs strange"
     about = {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
     about["net"] = _name(recipe.net)
-    if is_dataclass(recipe.augmentation):
-        about["augmentation"] = {"part": _name(type(recipe.augmentation)), **asdict(recipe.augmentation)}
+    for name in ("augmentation", "strangers"):
+        if settings := getattr(recipe, name):
+            about[name] = {"part": _name(type(settings)), **asdict(settings)}
     return json.loads(json.dumps(about, default=repr))
 
 
@@ -358,8 +372,9 @@ def _part(name: str) -> Callable:
 def _restored(about: dict) -> Recipe:
     "The recipe that `_described` described. Raises `KeyError` for parts that nobody registered."
     about = {**about, "net": _part(about["net"])}
-    if settings := dict(about.get("augmentation", {})):
-        about["augmentation"] = _part(settings.pop("part"))(**settings)
+    for name in ("augmentation", "strangers"):
+        if settings := dict(about.get(name, {})):
+            about[name] = _part(settings.pop("part"))(**settings)
     return Recipe(**about)
 
 # %% ../nbs/05_training.ipynb #b0e15373
@@ -393,7 +408,7 @@ def same(
             raise DataError(path, f"a run with another {meaning}: {str(found.get(what))[:12]}",
                             f"{str(expected[what])[:12]}, or a folder of its own for this run")
 
-# %% ../nbs/05_training.ipynb #83f8568f
+# %% ../nbs/05_training.ipynb #a346b724
 def _is_history(rows) -> bool:
     "Is that a list of a run's epochs, from the first?"
     return isinstance(rows, list) and all(
@@ -417,7 +432,13 @@ class _Run:
 
     def begin(self, state: Path | None):
         "Build the net; where a state is kept, go on from it"
-        recipe, n = self.recipe, len(self.images)
+        recipe, self.clock = self.recipe, time.perf_counter()
+        self.pictures, self.targets = self.images, np.eye(10, dtype=np.float32)[self.labels]
+        if recipe.strangers:
+            drawn = recipe.strangers.draw(self.images, self.about["seed"])
+            self.pictures = np.concatenate([self.images, drawn])
+            self.targets = np.concatenate([self.targets, np.full((len(drawn), 10), 0.1, np.float32)])
+        n = len(self.pictures)
         self.batch = min(recipe.batch, n)
         with distribute() as n_devices:
             if self.batch % n_devices:
@@ -439,7 +460,7 @@ class _Run:
         patience, stale = self.recipe.patience, len(self.rows) - best_epoch(self.rows, self.recipe)
         return len(self.rows) >= self.recipe.epochs or bool(patience and stale >= patience)
 
-# %% ../nbs/05_training.ipynb #bcc62ef6
+# %% ../nbs/05_training.ipynb #2e546771
 def _sound(run: _Run) -> bool:
     "Are all weights finite, and the answers to a few digits?"
     with np.errstate(invalid="ignore"):
@@ -449,11 +470,12 @@ def _sound(run: _Run) -> bool:
 
 def _epoch(run: _Run) -> dict:
     "Train for an epoch; its line in the history. Where the loss is no longer a number, the last good weights are put back."
-    recipe, epoch, start = run.recipe, len(run.rows), time.perf_counter()
-    order = epoch_order(len(run.images), run.batch, run.about["seed"], epoch)
-    targets, watch, good = np.eye(10, dtype=np.float32)[run.labels], _Losses(), _values(run.variables)
+    recipe, epoch = run.recipe, len(run.rows)
+    start, run.clock = run.clock or time.perf_counter(), None  # the first epoch's time is with building the net
+    order = epoch_order(len(run.pictures), run.batch, run.about["seed"], epoch)
+    watch, good = _Losses(), _values(run.variables)
     rate = float(keras.ops.convert_to_numpy(run.trainer.optimizer.learning_rate))
-    learned = run.trainer.fit(**_batches(run.images, targets, order, run.batch), verbose=0, callbacks=[watch]).history
+    learned = run.trainer.fit(**_batches(run.pictures, run.targets, order, run.batch), verbose=0, callbacks=[watch]).history
     step = watch.first_bad()
     if step is None and not _sound(run):  # the weights burst in the last step, whose loss was measured before
         step = len(watch.losses) - 1
@@ -461,12 +483,13 @@ def _epoch(run: _Run) -> dict:
         _assign(run.variables, good)
         raise DataError(f"recipe {recipe.name}", "a loss that is no number", place=f"epoch {epoch + 1}, step {step + 1}",
                         expected=f"a finite one; the weights are as they were before this epoch: try a rate below {recipe.rate}")
-    row = {"epoch": epoch + 1, "loss": learned["loss"][0], "accuracy": learned["accuracy"][0], "rate": rate}
+    row = {"epoch": epoch + 1, "loss": learned["loss"][0], "accuracy": learned["accuracy"][0], "rate": rate,
+           "seconds": time.perf_counter() - start}
     if run.validation:
         images, labels = run.validation
-        said = probabilities(run.net, images)
+        said = probabilities(run.net, images, shifts=recipe.shifts)
         row |= {"val_loss": nll(labels, said), "val_accuracy": accuracy(labels, said.argmax(axis=1)).value}
-    run.rows.append(row | {"seconds": time.perf_counter() - start})
+    run.rows.append(row)
     if recipe.best and best_epoch(run.rows, recipe) == epoch + 1:
         run.best = _values(run.net.variables)
     return run.rows[-1]
@@ -520,7 +543,7 @@ def _learnable(recipe, seed, images, labels, validation):
     rest, held = split(Digits(images, labels, "digits to learn"), recipe.held_out, seed)
     return rest.images, rest.labels, (held.images, held.labels)
 
-# %% ../nbs/05_training.ipynb #f992226e
+# %% ../nbs/05_training.ipynb #4bf0dcbe
 def _tidy(folder: Path):
     "Remove a finished run's state, and what a kill left half written beside it"
     for name in ("state.npz", WEIGHTS, MANIFEST):
@@ -532,7 +555,7 @@ class Net(ClassifierMixin, BaseEstimator):
     """A recogniser that is a net, trained by a recipe.
 
     Fitted, it has `net_` (the Keras model, without augmentation), `history_` (a table, a line an epoch), `best_epoch_`
-    (whose weights it has), `seconds_` and `classes_`."""
+    (whose weights it has), `seconds_` (of building and training it, without validation) and `classes_`."""
 
     def __init__(
         self,
@@ -591,7 +614,7 @@ class Net(ClassifierMixin, BaseEstimator):
         "The probability of each digit. Raises `DataError` for anything but images."
         check_is_fitted(self, "net_")
         with distribute():
-            return probabilities(self.net_, check_images(images))
+            return probabilities(self.net_, check_images(images), shifts=self.recipe.shifts)
 
     def predict(
         self,
@@ -600,24 +623,8 @@ class Net(ClassifierMixin, BaseEstimator):
         "The most probable digit. Raises `DataError` for anything but images."
         return self.predict_proba(images).argmax(axis=1)
 
-# %% ../nbs/05_training.ipynb #e11be280
+# %% ../nbs/05_training.ipynb #5701691b
 WEIGHTS, MANIFEST = "net.weights.h5", "net.json"
-
-
-def write_json(path: Path, about: dict):
-    "Write JSON for people and programs, whole or not at all"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n")
-
-
-def read_json(path: Path) -> dict:
-    "What `write_json` wrote. Raises `DataError` for a file that is missing or no JSON."
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(path, "no such file", "the manifest that a run writes last") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(path, f"no manifest ({error})", "JSON, as a run wrote it") from error
 
 
 def save_net(

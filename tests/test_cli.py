@@ -85,20 +85,20 @@ def test_predict_reads_every_kind_of_file(finished, tmp_path, kind):
     else:
         files = [tmp_path / "three-ubyte"]
         files[0].write_bytes(bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes() + images.tobytes())
-    printed, _ = digitrec("predict", finished[0], *files, "--json", cwd=tmp_path)
+    printed, _ = digitrec("predict", "--model", finished[0], *files, "--json", cwd=tmp_path)
     answers = [json.loads(line) for line in printed.splitlines()]
     assert [answer["digit"] for answer in answers] == labels
     for answer in answers:
         assert answer["digit"] != answer["runner_up"]
         assert 1 >= answer["probability"] >= answer["runner_up_probability"] >= 0
-    printed, _ = digitrec("predict", finished[0], *files, cwd=tmp_path)
+    printed, _ = digitrec("predict", "--model", finished[0], *files, cwd=tmp_path)
     assert [int(line.split("  ")[1]) for line in printed.splitlines()] == labels
 
 
 def test_a_bad_file_does_not_keep_the_others_from_being_read(finished, tmp_path):
     (tmp_path / "blank.png").write_bytes(b"")
     picture(load("digits")[1].images[0], tmp_path / "good.png")
-    printed, complaint = digitrec("predict", finished[0], "blank.png", "good.png", "missing.png", cwd=tmp_path, code=1)
+    printed, complaint = digitrec("predict", "--model", finished[0], "blank.png", "good.png", "missing.png", cwd=tmp_path, code=1)
     assert printed.startswith("good.png") and len(printed.splitlines()) == 1
     assert "blank.png" in complaint and "missing.png" in complaint
 
@@ -111,10 +111,10 @@ def test_a_bad_file_does_not_keep_the_others_from_being_read(finished, tmp_path)
     (["run", "--data", "long" * 100], 1, "no such file or folder"),
     (["run", "--model", "oracle"], 2, "oracle"),
     (["run", "--seed", "x"], 2, "--seed"),
-    (["predict", "nowhere", "x.png"], 1, "no such file"),
-    (["predict", "taken", "x.png"], 1, "no whole model"),
-    (["predict", "long" * 100, "x.png"], 1, "no such file"),
-    (["predict"], 2, "RUN"),
+    (["predict", "--model", "nowhere", "x.png"], 1, "no such file"),
+    (["predict", "--model", "taken", "x.png"], 1, "no whole model"),
+    (["predict", "--model", "long" * 100, "x.png"], 1, "no such file"),
+    (["predict"], 2, "FILE"),
     (["fly"], 2, "fly"),
 ])
 def test_a_mistake_gets_a_sentence(tmp_path, args, code, complaint):
@@ -208,7 +208,7 @@ def test_a_nets_run_answers(two_runs, tmp_path):
     images, labels = load("digits")[1].images[:80], load("digits")[1].labels[:80]
     (tmp_path / "ubyte").write_bytes(bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes() + images.tobytes())
     for run in (two_runs, two_runs / "recogniser"):
-        printed, _ = digitrec("predict", run, "ubyte", "--json", cwd=tmp_path)
+        printed, _ = digitrec("predict", "--model", run, "ubyte", "--json", cwd=tmp_path)
         said = [json.loads(line)["digit"] for line in printed.splitlines()]
         assert said == np.loadtxt(two_runs / "submission.csv", int, delimiter=",", skiprows=1)[:, 1].tolist()
     assert (said != labels).sum() == json.loads((two_runs / "scores.json").read_text())["misses"] < 40
@@ -222,7 +222,7 @@ def test_a_damaged_net_gets_a_sentence(two_runs, tmp_path, file, content):
     path = folder / "recogniser" / file
     path.write_bytes(content) if content else path.unlink()
     Image.new("L", (28, 28), 255).save(picture)
-    printed, told = digitrec("predict", folder, picture, cwd=tmp_path, code=1)
+    printed, told = digitrec("predict", "--model", folder, picture, cwd=tmp_path, code=1)
     *greeting, sentence = told.splitlines()  # TensorFlow greets
     assert not printed and sentence.startswith("digitrec: ") and file in sentence and "digitrec" not in "".join(greeting)
 
@@ -236,7 +236,7 @@ def test_without_more_said_an_ensemble_is_trained(some, tmp_path):
     members = [f"member-{i:02}" for i in range(5)]
     assert sorted(path.name for path in (folder / "recogniser").iterdir()) == ["ensemble.json", *members, "oof.npy"]
     picture(load("digits")[1].images[0], tmp_path / "x.png")
-    assert digitrec("predict", folder, "x.png", cwd=tmp_path)[0].startswith("x.png  ")
+    assert digitrec("predict", "--model", folder, "x.png", cwd=tmp_path)[0].startswith("x.png  ")
 
 
 @nets
@@ -294,9 +294,9 @@ def test_a_net_without_keras_or_an_engine_asks_for_an_extra(some, tmp_path, mode
 def test_without_keras_there_is_the_svm(two_runs, some, tmp_path):
     bare = without({"keras", *ENGINES}, tmp_path)
     picture(load("digits")[1].images[0], tmp_path / "x.png")
-    assert "Keras: found" in digitrec("predict", two_runs, "x.png", code=1, **bare)[1]
+    assert "Keras: found" in digitrec("predict", "--model", two_runs, "x.png", code=1, **bare)[1]
     assert "svm, examined on 80 digits" in digitrec("run", "--data", some, "--model", "svm", **bare)[0]
-    assert digitrec("predict", "digitrec-run", "x.png", **bare)[0].startswith("x.png  ")
+    assert digitrec("predict", "--model", "digitrec-run", "x.png", **bare)[0].startswith("x.png  ")
     assert "DataError: Keras: found" in digitrec("info", **bare)[0]
 
 

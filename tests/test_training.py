@@ -24,7 +24,7 @@ from digitrec.scores import cross_validate
 
 pytest.importorskip("keras", reason="needs Keras and an engine: digitrec[cpu], [gpu] or [tpu]")
 from digitrec import cli, training
-from digitrec.augmentation import Augmentation, augment
+from digitrec.augmentation import Augmentation, Strangers, augment
 from digitrec.cnn import RECIPES, first_net, small_net
 from digitrec.training import MANIFEST, SCHEDULES, WEIGHTS, Net, Recipe, keras, load_net, register
 
@@ -532,3 +532,34 @@ def test_a_net_is_cross_validated():
 def test_a_quiet_net_says_nothing(capfd):
     Net(replace(TINY, epochs=1), quiet=True).fit(*FEW)
     assert capfd.readouterr().out == ""
+
+
+def test_a_net_that_met_strangers_is_unsure_of_noise(tmp_path):
+    noise = np.random.default_rng(1).integers(0, 256, (50, 28, 28)).astype(np.uint8)
+    recipe = replace(TINY, epochs=8, strangers=Strangers(0.4))
+    net = Net(recipe, 0, tmp_path, quiet=True).fit(TRAIN.images, TRAIN.labels)
+    assert net.predict_proba(noise).max() < 0.5 < np.median(net.predict_proba(TEST.images).max(axis=1))
+    assert load_net(tmp_path).recipe == recipe
+    with pytest.raises(DataError, match="strangers"):
+        Net(replace(recipe, strangers=Strangers(0.3)), 0, tmp_path, quiet=True).fit(TRAIN.images, TRAIN.labels)
+
+
+def test_a_stopped_run_with_strangers_goes_on_to_the_same_weights(tmp_path):
+    recipe = replace(TINY, strangers=Strangers(0.2), shifts=1)
+    whole = Net(recipe, 0, quiet=True).fit(*learned)
+    again = Net(recipe, 0, stopped(tmp_path, recipe), quiet=True).fit(*learned)
+    assert (whole.predict_proba(TEST.images[:50]) == again.predict_proba(TEST.images[:50])).all()
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan"), "0.1", True, None])
+def test_a_share_of_strangers_that_cannot_be_is_refused(share):
+    with pytest.raises(DataError, match="share"):
+        Strangers(share)
+
+
+@pytest.mark.parametrize("field, value", [
+    ("strangers", 0.1), ("strangers", Augmentation()), ("strangers", Strangers), ("shifts", -1), ("shifts", 1.0), ("shifts", 15),
+    ("shifts", True)])
+def test_a_recipe_refuses_what_it_cannot_ask_or_show(field, value):
+    with pytest.raises(DataError, match=field):
+        replace(TINY, **{field: value})
