@@ -30,6 +30,11 @@ def written(path, content):
     return path
 
 
+def contents(folder):
+    "Each file in a folder, at any depth, and what it holds."
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def table(numbers=NUMBERS, columns=("label", *PIXELS), end="\r\n"):
     "A table as Kaggle has it."
     return "".join(",".join(map(str, row)) + end for row in [columns, *np.asarray(numbers).tolist()]).encode()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from files import contents
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 
@@ -27,11 +28,6 @@ TINY = replace(RECIPES["few"], name="tiny", epochs=1)
 TRAIN, TEST = load("digits")
 SOME = TRAIN[:96]
 learned = SOME.images, SOME.labels
-
-
-def contents(folder):
-    "Each file in a folder, at any depth, and what it holds."
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")

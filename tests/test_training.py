@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from files import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone, is_classifier
@@ -33,11 +34,6 @@ TINY = replace(RECIPES["few"], name="tiny", epochs=2, augmentation=Augmentation(
 TRAIN, TEST = load("digits")
 SOME = TRAIN[:96]
 learned = SOME.images, SOME.labels
-
-
-def contents(folder):
-    "Each file in a folder, at any depth, and what it holds."
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def stopped(folder, recipe=TINY, seed=0):
