@@ -1,10 +1,13 @@
-"""Handwritten digits, from the pixels to a submission: `load_pretrained` gives a trained recogniser; the chapters are modules"""
+"""Recognise handwritten digits: `load_pretrained()` returns a trained recogniser.
 
-__version__ = "0.1.0"
+Each chapter of the book is a module, such as `digitrec.data` or `digitrec.training`.
+"""
+
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str):
-    "The light door: what needs more than Python is imported when it is asked for"
+    "Import `load_pretrained` at its first use, so that `import digitrec` imports nothing heavy."
     if name == "load_pretrained":
         from .export import load_pretrained
 

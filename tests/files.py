@@ -19,9 +19,11 @@ PIXELS = [f"pixel{i}" for i in range(784)]
 IMAGES = np.random.default_rng(0).choice([0, 0, 7, 99, 255], (3, 28, 28)).astype(np.uint8)
 LABELS = np.array([3, 1, 9])
 NUMBERS = np.column_stack([LABELS, IMAGES.reshape(3, 784)])
-NOT_AS_ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do anything")
+NOT_AS_ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0,
+                                 reason="root may do anything")
 # Examples share a folder; one that takes longer than this hangs.
-many = settings(max_examples=150, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=150, deadline=20_000,
+                suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def written(path, content):
@@ -32,17 +34,20 @@ def written(path, content):
 
 def contents(folder):
     "Each file in a folder, at any depth, and what it holds."
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file()}
 
 
 def table(numbers=NUMBERS, columns=("label", *PIXELS), end="\r\n"):
     "A table as Kaggle has it."
-    return "".join(",".join(map(str, row)) + end for row in [columns, *np.asarray(numbers).tolist()]).encode()
+    rows = [columns, *np.asarray(numbers).tolist()]
+    return "".join(",".join(map(str, row)) + end for row in rows).encode()
 
 
 def idx(array):
     "An IDX file of bytes."
-    return bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes() + array.astype(np.uint8).tobytes()
+    header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+    return header + array.astype(np.uint8).tobytes()
 
 
 def npy(array):
@@ -75,11 +80,12 @@ SIGNS = [b"0", b"5", b",", b"\n", b"\r\n", b" ", b".", b"-", b'"', b"\0"]
 
 @st.composite
 def mutated(draw, content):
-    "A good file with up to three faults: a byte changed, bytes left out or put in, an end cut off, a slice said twice."
+    "A good file with up to three faults: bytes changed, left out, put in, cut off or repeated."
     content = bytearray(content)
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         n = len(content)  # heads and tails hold most of what can go wrong
-        first, last = draw(st.sampled_from([(0, n), (n // 2, n), (0, min(n, 150)), (max(0, n - 150), n)]))
+        first, last = draw(st.sampled_from([(0, n), (n // 2, n), (0, min(n, 150)),
+                                            (max(0, n - 150), n)]))
         at, length = draw(st.integers(first, last)), draw(st.integers(1, 40))
         kind = draw(st.sampled_from(["change", "leave out", "put in", "cut", "repeat"]))
         if kind == "change":
@@ -96,11 +102,13 @@ def mutated(draw, content):
 
 
 def fair(error, name):
-    "A refusal must name the file, say where, what was found and what was expected, and not contradict itself."
+    "An error must name the file, the place, what was found and expected, and make sense."
     message = str(error)
     assert name in error.file and error.found and error.expected
-    assert error.place in message and message.endswith(f": found {error.found}; expected {error.expected}")
-    found, expected = (re.match(r"(\d[\d,]*\d|\d)?", said).group() for said in (error.found, error.expected))
+    assert error.place in message
+    assert message.endswith(f": found {error.found}; expected {error.expected}")
+    found, expected = (re.match(r"(\d[\d,]*\d|\d)?", text).group()
+                       for text in (error.found, error.expected))
     assert found != expected or not found, message
 
 
@@ -110,6 +118,13 @@ def refused(path, read, *args):
         read(*args)
     fair(caught.value, Path(path).name)
     return caught.value
+
+
+def error_message(function, *args, **kwargs):
+    "The message of the error that a call raises."
+    with pytest.raises((ValueError, ImportError)) as caught:
+        function(*args, **kwargs)
+    return str(caught.value)
 
 
 def attempt(path, read, *args):

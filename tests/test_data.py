@@ -1,369 +1,195 @@
-"""Reading: files odd, bad and hostile. Each is read rightly, or refused in one clear sentence."""
-import gzip
-import io
-import struct
+"""Digits, checks, shifted copies, JSON and errors: what every other module stands on."""
+import os
+import pickle
 import subprocess
 import sys
-import zipfile
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
-from files import (
-    IMAGES,
-    LABELS,
-    NOT_AS_ROOT,
-    NUMBERS,
-    PIXELS,
-    attempt,
-    frugal,
-    idx,
-    in_zip,
-    npy,
-    npz,
-    refused,
-    same,
-    table,
-    written,
-    zipped,
+from files import IMAGES, LABELS, refused, same, written
+from hypothesis import given
+from hypothesis import strategies as st
+
+from digitrec.data import (
+    DataError,
+    Digits,
+    check_images,
+    check_integers,
+    flatten,
+    read_json,
+    shifted_copies,
+    write_json,
 )
 
-from digitrec import data
-from digitrec.data import Digits, load, read_csv, read_digits, read_idx, read_npz
-
-GOOD = table()
-HEADER, *LINES = GOOD.split(b"\r\n")
-COLUMNS = np.array(["label", *PIXELS])
+ROWS = IMAGES.reshape(3, 784)
 
 
-# Odd, but good
+# Errors
 
-ORDER = np.random.default_rng(1).permutation(785)
-
-
-@pytest.mark.parametrize("content", {
-    "LF": table(end="\n"), "no final newline": GOOD.rstrip(), "BOM": b"\xef\xbb\xbf" + GOOD,
-    "blank lines": GOOD.replace(b"\r\n", b"\r\n\r\n\n"), "blanks": GOOD.replace(b",", b" , "),
-    "signs": GOOD.replace(b",7,", b",+7,"), "quoted header": table(columns=[f'"{name}"' for name in COLUMNS]),
-    "shuffled": table(NUMBERS[:, ORDER], COLUMNS[ORDER]),
-    "label last": table(np.roll(NUMBERS, -1, 1), np.roll(COLUMNS, -1)),
-    "zip from a Mac": zipped({"train.csv": GOOD, "__MACOSX/._train.csv": b"\0"}), "gzip": gzip.compress(GOOD),
-    "zip in a folder": zipped({"inside/": b"", "inside/train.csv": GOOD}), "zip": in_zip(GOOD, "any.txt"),
-    "gzip in two": gzip.compress(GOOD[:5000]) + gzip.compress(GOOD[5000:]),
-}.items(), ids=lambda item: item[0])
-def test_an_odd_table_is_read(tmp_path, content):
-    path = written(tmp_path / "train.csv", content[1])
-    same(read_csv(path)), same(read_digits(path)), same(read_csv(str(path)))
+def test_an_error_says_where_and_survives_a_journey_between_processes():
+    error = DataError("train.csv", "'256'", "a whole number", "line 3")
+    assert str(error) == "train.csv, line 3: found '256'; expected a whole number"
+    assert isinstance(error, ValueError)
+    error = DataError("train.csv", "nothing", "digits")
+    assert str(error) == "train.csv: found nothing; expected digits" and error.place == ""
+    error = DataError("train.csv", "'256'", "a whole number", "line 3")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert str(again) == str(error) and again.place == "line 3" and type(again) is DataError
 
 
-@pytest.mark.parametrize("name", ["Zahlen für Übung ✓", "a  b c", "数字.csv", "-", "%s {0}"])
-def test_a_path_may_be_called_anything(tmp_path, name):
-    path = written(tmp_path / name / name, GOOD)
-    same(read_csv(path)), same(read_digits(path))
-    refused(path, read_csv, written(path, GOOD[:-1500]))
+# Digits
+
+def test_digits_slice_and_mask_like_an_array():
+    digits = Digits(IMAGES, LABELS, "three", np.array([5, 5, 8]))
+    same(digits[1:], IMAGES[1:], LABELS[1:]), same(digits[[2, 0]], IMAGES[[2, 0]], LABELS[[2, 0]])
+    same(digits[LABELS > 2], IMAGES[[0, 2]], [3, 9]), same(digits[:0], IMAGES[:0], [])
+    for row in (2, -1, np.int64(2)):
+        same(digits[row], IMAGES[2:], [9])
+        assert digits[row].writers.tolist() == [8] and digits[row].name == "three"
+    with pytest.raises(IndexError):
+        digits[3]
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, in_zip], ids=["plain", "gzip", "zip"])
-@pytest.mark.parametrize(("content", "labels"), [
-    (GOOD, LABELS), (table(NUMBERS[:, 1:], PIXELS), None), (idx(IMAGES), None)], ids=["table", "no labels", "IDX"])
-def test_what_a_file_holds_matters_and_not_its_name(tmp_path, content, labels, pack):
-    same(read_digits(written(tmp_path / "some.dat", pack(content))), labels=labels)
+def test_digits_without_labels_and_writers_stay_without():
+    bare = Digits(IMAGES)[1:]
+    assert bare.labels is bare.writers is None and len(bare) == 2
+    assert repr(bare) == "Digits('digits': 2 images, no labels)"
+    known = Digits(IMAGES, LABELS, "three", np.array([5, 5, 8]))
+    assert repr(known) == "Digits('three': 3 images, labels, 2 writers)"
 
 
-def test_arrays_of_any_byte_order_and_layout_are_read(tmp_path):
-    odd = {"x_train": np.asfortranarray(IMAGES), "y_train": LABELS.astype(">i4"), "y_test": LABELS[:2].astype(np.uint8)}
-    entries = npz(**{key: npy(array) for key, array in odd.items()})
-    train, test = read_npz(written(tmp_path / "mnist.npz", zipped(entries)))
-    same(train), same(test, IMAGES[:2], LABELS[:2])
+def test_digits_give_floats_in_two_shapes():
+    digits = Digits(IMAGES)
+    assert digits.flat.dtype == digits.nhwc.dtype == np.float32
+    assert digits.flat.shape == (3, 784) and digits.nhwc.shape == (3, 28, 28, 1)
+    assert np.array_equal(digits.flat, (ROWS / 255).astype(np.float32)) and digits.flat.max() == 1
+    assert np.array_equal(digits.nhwc.reshape(3, 784), digits.flat)
+    assert digits[:0].flat.shape == (0, 784) and digits[:0].nhwc.shape == (0, 28, 28, 1)
+
+
+def test_digits_survive_pickling_and_cannot_be_changed():
+    digits = Digits(IMAGES, LABELS)
+    same(pickle.loads(pickle.dumps(digits)))  # noqa: S301
+    with pytest.raises(AttributeError):
+        digits.labels = None
 
 
 def test_a_list_of_images_becomes_an_array():
     same(Digits(list(IMAGES), LABELS)[LABELS > 2], IMAGES[[0, 2]], [3, 9])
 
 
-# Bad tables
+# Flat rows, as scikit-learn's tools pass them
 
-def with_cell(cell, column=6):
-    numbers = NUMBERS.astype(object)
-    numbers[1, column] = cell
-    return table(numbers)
-
-
-CELL = "line 3, column 'pixel5'"
-WRONG_CELLS = ["256", "-1", "-0", "1.5", "nan", "ink", "1e2", "0x1", "1_0", "++1", '"7"', "7\0", "7;7", "9" * 20]
-
-
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, in_zip], ids=["plain", "gzip", "zip"])
-@pytest.mark.parametrize(("content", "place", "found", "expected"), [
-    *((with_cell(cell), CELL, repr(cell), "a whole number from 0 to 255") for cell in WRONG_CELLS),
-    *((with_cell(cell), CELL, "an empty cell", "a whole number from 0 to 255") for cell in ["", " "]),
-    (with_cell("7\x1c,300"), "line 3", "", "from 0 to 255"),
-    (with_cell("10", 0), "line 3, column 'label'", "10", "a label from 0 to 9"),
-    (with_cell("10", 0).replace(b"\r\n", b"\r\n\n"), "line 5, column 'label'", "10", "a label from 0 to 9"),
-    (with_cell("-1", 0), "line 3, column 'label'", "'-1'", "a whole number"),
-    (HEADER, "", "no digits", "a line for each"), (HEADER + b"\r\n\n\r\n", "", "no digits", "a line for each"),
-    (b"", "line 1", "lacks 'pixel0' and 783 more", "label"), (b"\r\n".join(LINES), "line 1", "lacks 'pixel0'", "label"),
-    (GOOD.replace(b"pixel7,", b""), "line 1", "lacks 'pixel7'", "once each"),
-    (GOOD.replace(b"pixel7,", b"pixel8,"), "line 1", "lacks 'pixel7'", "once each"),
-    (GOOD.replace(b"pixel7,", b"pixel7,pixel7,"), "line 1", "repeats 'pixel7'", "once each"),
-    (GOOD.replace(b"label", b"label,label"), "line 1", "repeats 'label'", "once each"),
-    (GOOD.replace(b"label", b"digit"), "line 1", "unknown 'digit'", "label"),
-    (GOOD.replace(b"\r\n", b"\r"), "line 1", "lacks", "once each"),
-    (GOOD.decode().encode("utf-16"), "line 1", "lacks", "label"),
-    (b"\n".join([HEADER, LINES[0], LINES[1] + b",0"]), "line 3", "786 cells", "785"),
-    (b"\n".join([HEADER, LINES[0], LINES[1].rpartition(b",")[0], LINES[2]]), "line 3", "784 cells", "785"),
-    (b"\n".join([HEADER, LINES[0].rpartition(b",")[0], LINES[1]]), "line 2", "784 cells", "785"),
-    (b"\n".join([HEADER, *(line.rpartition(b",")[0] for line in LINES[:3])]), "line", "784 cells", "785"),
-    (b"\n".join([HEADER, LINES[0], LINES[1] + b"\r\r", LINES[2]]), "line 3", "", ""),
-    (b"\n".join([HEADER, LINES[0].ljust(8192) + LINES[1]]), "line 2", "", ""),
-    (HEADER.ljust(32768) + LINES[0], "line 1", "", ""),
-])
-def test_a_bad_table_is_refused(tmp_path, content, place, found, expected, pack):
-    path = written(tmp_path / "train.csv", pack(content))
-    for read in (read_csv, read_digits):
-        error = refused(path, read, path)
-        assert place in error.place and found in error.found and expected in error.expected
+@pytest.mark.parametrize("rows",
+                         [ROWS, ROWS.tolist, np.asfortranarray(ROWS), ROWS[::-1][::-1], ROWS[:0]],
+                         ids=type)
+def test_flat_rows_are_images(rows):
+    rows = np.array(rows(), np.uint8) if callable(rows) else rows
+    images = check_images(rows)
+    assert images.dtype == np.uint8 and np.array_equal(images, IMAGES[:len(rows)])
+    same(Digits(rows, LABELS[:len(rows)]), IMAGES[:len(rows)], LABELS[:len(rows)])
+    assert np.array_equal(flatten(rows), flatten(images))
+    assert flatten(rows).shape == (len(rows), 784)
 
 
-# Bad archives
-
-def encrypted():
-    "A zip that says it is encrypted."
-    archive = bytearray(in_zip(GOOD))
-    archive[6] = archive[archive.index(b"PK\1\2") + 8] = 1
-    return bytes(archive)
-
-
-def far():
-    "A zip whose directory says that the entry lies 16 exabytes further on."
-    archive = in_zip(GOOD)
-    directory, end = archive.index(b"PK\1\2"), archive.index(b"PK\5\6")
-    entry, more = bytearray(archive[directory:end]), struct.pack("<HHQ", 1, 8, 2**64 - 1)
-    entry[42:46], entry[30:32] = b"\xff" * 4, struct.pack("<H", len(more))
-    size = struct.pack("<I", len(entry) + len(more))
-    return archive[:directory] + entry + more + archive[end:end + 12] + size + archive[end + 16:]
+@pytest.mark.parametrize("images", [
+    IMAGES / 255, IMAGES.astype(int), IMAGES > 0, IMAGES[0], IMAGES[..., None], IMAGES[:, 1:],
+    ROWS[:, 1:], ROWS[0],
+    ROWS / 255, ROWS.astype(int), np.uint8(3), [], [[1], [1, 2]], [IMAGES[0], IMAGES[0][1:]], None,
+    "a five",
+    np.zeros((3, 784, 1), np.uint8), np.zeros((3, 1, 784), np.uint8),
+    np.zeros((2, 1568), np.uint8)],
+    ids=lambda images: f"{getattr(images, 'dtype', images)} {getattr(images, 'shape', '')}")
+def test_what_is_no_images_is_refused(images):
+    assert "(n, 28, 28) or (n, 784)" in refused("images", check_images, images).expected
+    refused("my digits, images", Digits, images, None, "my digits")
+    refused("images", flatten, images)
 
 
-def changed(archive, offset, byte):
-    return archive[:offset] + bytes([byte]) + archive[offset + 1:]
+# Whole numbers
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.uint64, ">i2", ">u4"])
+def test_whole_numbers_of_any_dtype_become_int64(dtype):
+    checked = check_integers(LABELS.astype(dtype), "labels", 3, 9)
+    assert checked.dtype == np.int64 and checked.tolist() == LABELS.tolist()
 
 
-PACKED, LZMA = in_zip(GOOD), in_zip(GOOD, method=zipfile.ZIP_LZMA)
+@pytest.mark.parametrize(("values", "found", "place"), [
+    ([4, 5], "(2,)", ""), ([4, 5, 6, 7], "(4,)", ""), ([[4], [5], [6]], "(3, 1)", ""),
+    (4, "()", ""),
+    ([4.0, 5, 6], "float64", ""), ([True, False, True], "bool", ""), (["4", "5", "6"], "U", ""),
+    ([None] * 3, "object", ""),
+    ([[4], [5, 6], 7], "unequal", ""), ([4, 5, 10], "10", "index 2"),
+    ([4, -1, 10], "-1", "index 1"),
+    (np.array([4, 5, 266], np.uint16), "266", "index 2")], ids=repr)
+def test_what_is_not_whole_numbers_is_refused(values, found, place):
+    error = refused("labels", check_integers, values, "labels", 3, 9)
+    assert found in error.found and error.place == place
+    assert found in refused("three, labels", Digits, IMAGES, values, "three").found
 
 
-@pytest.mark.parametrize(("content", "found"), {
-    "two tables": (zipped({"a.csv": GOOD, "b.csv": GOOD}), "entries ['a.csv', 'b.csv']"),
-    "one name twice": (zipped({"a/train.csv": GOOD, "b/train.csv": GOOD}), "entries"),
-    "only a folder": (zipped({"inside/": b""}), "entries []"), "encrypted": (encrypted(), "encrypted"),
-    "far": (far(), ""),
-    "zip without its end": (PACKED[:-30], "damaged"), "half a zip": (PACKED[:900], "damaged"),
-    "unknown method": (changed(PACKED, PACKED.index(b"PK\1\2") + 10, 99), "damaged"),
-    "gzip without its end": (gzip.compress(GOOD)[:-9], "damaged"),
-    "half a gzip": (gzip.compress(GOOD)[:900], "damaged"),
-    "more after a gzip": (gzip.compress(GOOD) + b"more", "damaged"), "wrong lzma": (changed(LZMA, 50, 255), "damaged"),
-    "wrong name": (in_zip(GOOD, "数字.csv").replace("数".encode(), b"\xff\xff\xff"), "damaged"),
-}.values(), ids=lambda _: "")
-def test_a_bad_archive_is_refused(tmp_path, content, found):
-    path = written(tmp_path / "digits.zip", content)
-    for read in (read_csv, read_digits):
-        error = refused(path, read, path)
-        assert found in error.found and "''" not in error.expected
+@pytest.mark.parametrize("writers", [[1, 2], [1.0, 2, 3], [1, 2, -3]], ids=repr)
+def test_writers_are_checked(writers):
+    refused("three, writers", Digits, IMAGES, None, "three", writers)
 
 
-def endless(start, again, times):
-    "A gzip, and a zip, of a start and of the same thing again many times: a few MB that unpack to many GB."
-    def deflated(part):
-        packer = zlib.compressobj(1, zlib.DEFLATED, -15)
-        return packer.compress(part) + packer.flush(zlib.Z_FULL_FLUSH)
-    body = deflated(start) + deflated(again) * times + b"\3\0"
-    name, sizes = b"train.csv", struct.pack("<III", 0, len(body), 0xFFFFFFF0)
-    fields = struct.pack("<HHHHH", 20, 0, 8, 0, 0x21) + sizes + struct.pack("<HH", len(name), 0)
-    entry = b"PK\1\2" + struct.pack("<H", 20) + fields + bytes(14) + name
-    end = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(entry), 30 + len(name) + len(body), 0)
-    return gzip.compress(start) + gzip.compress(again, 1) * times, b"PK\3\4" + fields + name + body + entry + end
+# Shifted copies
+
+@given(st.integers(0, 27), st.integers(0, 27), st.integers(0, 28))
+def test_a_dot_moves_as_far_as_said_and_leaves_the_paper(y, x, pixels):
+    dot = np.zeros((1, 28, 28), np.uint8)
+    dot[0, y, x] = 255
+    copies = shifted_copies(dot, pixels)
+    assert len(copies) == 5 and np.array_equal(copies[0], dot)
+    for copy, (down, across) in zip(copies, [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)],
+                                    strict=True):
+        there = y + down * pixels, x + across * pixels
+        assert copy.shape == dot.shape and copy.dtype == np.uint8
+        on_paper = all(0 <= side < 28 for side in there)
+        assert np.argwhere(copy[0]).tolist() == ([[*there]] if on_paper else [])
 
 
-ZEROS = bytes(2**26)
-DIGIT, WIDE = b",".join([b"0"] * 785) + b"\n", b",".join([b"0"] * 4096) + b"\n"
+@pytest.mark.parametrize("pixels", [-1, 29, 1.5, "1", None])
+def test_a_shift_out_of_range_is_a_bad_setting(pixels):
+    with pytest.raises(ValueError, match="from 0 to 28") as caught:
+        shifted_copies(IMAGES, pixels)
+    assert not isinstance(caught.value, DataError)
 
 
-@pytest.mark.parametrize("start", {
-    "nothing": b"", "header": HEADER + b"\n", "table": HEADER + b"\n" + LINES[0] + b"\n", "IDX": idx(IMAGES),
-    "npy": npy(np.arange(5)), "TIFF": b"II*\0\xf0\xff\xff\xff",
-}.items(), ids=lambda item: item[0])
-def test_an_archive_of_gigabytes_of_zeros_is_refused(tmp_path, start):
-    for content in endless(start[1], ZEROS, 60):
-        path = written(tmp_path / "train-images-idx3-ubyte", content)
-        for read in (read_csv, read_idx, read_npz, read_digits, data.read_picture):
-            with frugal(150):
-                refused(path, read, path)
-        if path.read_bytes().startswith(b"\x1f"):
-            written(tmp_path / "mnist.npz", zipped(npz()))
-            path.rename(tmp_path / "writer_id_70k.npy")
-            with frugal():
-                refused("writer_id_70k.npy", load, tmp_path / "mnist.npz")
+# JSON
+
+def test_json_is_read_as_it_was_written(tmp_path):
+    about = {"seed": 3, "name": "Zahlen für Übung ✓", "scores": [0.5, None, True],
+             "nested": {"a": []}}
+    for path in (tmp_path / "new" / "about.json", str(tmp_path / "about.json")):
+        write_json(path, about)
+        assert read_json(path) == about
+    assert os.listdir(tmp_path / "new") == ["about.json"]
 
 
-@pytest.mark.parametrize("line", [DIGIT, b"\n", b"\r\n", WIDE], ids=["digits", "LF", "CRLF", "wide lines"])
-def test_an_archive_of_endless_lines_is_refused(tmp_path, monkeypatch, line):
-    monkeypatch.setattr(data, "MAX_DIGITS", 10_000)
-    for content in endless(HEADER + b"\n", line * (2**24 // len(line)), 240):
-        path = written(tmp_path / "train.csv", content)
-        with frugal(25):
-            refused(path, read_csv, path)
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = written(tmp_path / "about.json", b"{}")
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert path.read_bytes() == b"{}" and os.listdir(tmp_path) == ["about.json"]
 
 
-def test_as_many_digits_as_allowed_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_DIGITS", 3)
-    same(read_csv(written(tmp_path / "train.csv", GOOD)))
-    assert "3 digits" in refused("train.csv", read_csv, written(tmp_path / "train.csv", GOOD + LINES[0])).expected
-    assert "3" in refused("images", read_idx, written(tmp_path / "images", idx(IMAGES[[0, 0, 0, 0]]))).expected
-
-
-# Bad IDX and npz
-
-@pytest.mark.parametrize(("content", "place", "found"), [
-    (b"", "first 4 bytes", "none"), (idx(LABELS), "first 4 bytes", "00000801"),
-    (b"\0\0\x0d\3" + idx(IMAGES)[4:], "first 4", "00000d03"),
-    (GOOD, "first 4 bytes", "6c616265"), (idx(IMAGES)[:12], "header", "sizes ()"),
-    (idx(IMAGES[:0]), "header", "(0, 28, 28)"),
-    (idx(IMAGES[:, 1:]), "header", "(3, 27, 28)"), (idx(IMAGES)[:-1], "after", "2,351 bytes"),
-    (idx(IMAGES) + b"\0", "after", "more"),
-    (idx(IMAGES)[:4] + b"\xff" * 4 + idx(IMAGES)[8:], "header", "4294967295"),
-])
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, in_zip], ids=["plain", "gzip", "zip"])
-def test_bad_idx_is_refused(tmp_path, content, place, found, pack):
-    path = written(tmp_path / "train-images-idx3-ubyte", pack(content))
-    error = refused(path, read_idx, path)
-    assert place in error.place and found in error.found
-
-
-@pytest.mark.parametrize(("labels", "found"), [
-    (LABELS[:2], "(2,)"), (np.append(LABELS, 1), "(4,)"), (np.array([1, 10, 2]), "10")], ids=["fewer", "more", "ten"])
-def test_labels_that_do_not_fit_their_images_are_refused(tmp_path, labels, found):
-    images = written(tmp_path / "train-images", idx(IMAGES))
-    assert found in refused("train-labels", read_idx, images, written(tmp_path / "train-labels", idx(labels))).found
-    for key in ("y_train", "y_test"):
-        entries = npz(x_test=npy(IMAGES), y_test=npy(LABELS)) | {f"{key}.npy": npy(labels)}
-        assert found in refused("mnist.npz", read_npz, written(tmp_path / "mnist.npz", zipped(entries))).found
-
-
-def test_swapped_idx_files_are_refused(tmp_path):
-    images, labels = written(tmp_path / "train-images", idx(IMAGES)), written(tmp_path / "train-labels", idx(LABELS))
-    assert "00000801" in refused(labels, read_idx, labels, images).found
-    assert "00000803" in refused(images, read_idx, images, images).found
-
-
-def headed(header):
-    "An .npy with such a header."
-    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + IMAGES.tobytes()
-
-
-def described(descr="'|u1'", shape="(3, 28, 28)", more=""):
-    return headed(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}{more}}}\n".encode())
-
-
-@pytest.mark.parametrize("content", [
-    b"", b"text", npy(IMAGES)[:9], npy(IMAGES)[:-1], npy(IMAGES) + b"\0", npy(IMAGES / 255),
-    npy(IMAGES.astype(np.uint16)), npy(IMAGES > 0),
-    npy(IMAGES[0]), npy(IMAGES[:0]), npy(IMAGES.reshape(3, 784)), npy(IMAGES.astype("S3")), headed(b""),
-    headed(b"{}"), headed(b"\0"),
-    described(shape="(1000001, 28, 28)"), described(shape="(1000000, 28, 28)"), described(shape="(-3, 28, 28)"),
-    described(shape=f"({10**40}, 28, 28)"),
-    described(shape="3"), described(shape="(3.0, 28, 28)"), described("[]"), described("()"), described("',,'"),
-    described("None"),
-    described("'|a1'"), described("[('a', '|u1')]"), described("('|u1', (2, 2))"), described("'M8'"),
-    described(more=", b'x': 1"),
-    headed(b"{[]: 1}"), headed(b"-" * 9000 + b"1"), headed(b"(" * 9000), headed(b"[" * 60000),
-    described(shape="(3L, 28, 28)", more=", 'x': 1"),
-], ids=lambda content: repr(content[10:70]))
-def test_a_bad_array_is_refused(tmp_path, content):
-    path = written(tmp_path / "mnist.npz", zipped(npz(x_train=content)))
-    with frugal():
-        assert refused(path, read_npz, path).place in ("x_train", "x_train, images")
-    written(tmp_path / "mnist.npz", zipped(npz()))
-    path = written(tmp_path / "writer_id_70k.npy", content)
-    refused(path, load, tmp_path)
-
-
-def test_an_array_of_python_2_is_read_or_refused_without_a_warning(tmp_path):
-    path = written(tmp_path / "mnist.npz", zipped(npz(x_train=described(shape="(3L, 28L, 28L)"))))
-    if parts := attempt(path, read_npz, path):
-        same(parts[0])
-
-
-def test_an_endless_header_is_not_read(tmp_path):
-    bomb = b"\x93NUMPY\2\0\xf0\xff\xff\xff" + bytes(2**28)
-    for content in (zipped(npz(x_train=bomb)), zipped({"x_train.npy": bomb})):
-        with frugal():
-            refused("mnist.npz", read_npz, written(tmp_path / "mnist.npz", content))
-
-
-def test_wrong_entry_names_are_refused(tmp_path):
-    for name in ("x_train", "X_train.npy", "x_train.npy.txt"):
-        entries = {name: npy(IMAGES)} | {key: value for key, value in npz().items() if key != "x_train.npy"}
-        error = refused("mnist.npz", read_npz, written(tmp_path / "mnist.npz", zipped(entries)))
-        assert "entries" in error.found and "'x_train.npy'" in error.expected
-
-
-class Marker:
-    "Whoever unpickles this makes a file."
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("shape", [(1,), (3,), (3, 1, 1), (3, 28, 28)])
-@pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test"])
-def test_a_pickle_never_runs(tmp_path, key, shape):
-    marker, objects = tmp_path / "it ran", np.empty(shape, object)
-    objects.fill(Marker(marker))
-    bomb = npy(objects)
-    np.load(io.BytesIO(bomb), allow_pickle=True)
-    assert marker.exists(), "the bomb is not armed"
-    marker.unlink()
-    refused("mnist.npz", load, written(tmp_path / "mnist.npz", zipped(npz(**{key: bomb}))))
-    for start in (0, bomb.index(b"\n") + 1):  # with its header, and the bare pickle
-        written(tmp_path / "mnist.npz", zipped(npz()))
-        refused("writer_id_70k.npy", load, written(tmp_path / "writer_id_70k.npy", bomb[start:]).parent)
-        refused("mnist.npz", load, written(tmp_path / "mnist.npz", bomb[start:]))
-    assert not marker.exists()
-
-
-# Files that cannot be opened
-
-@pytest.mark.parametrize("read", [read_csv, read_idx, read_npz, read_digits, data.read_picture, load])
-def test_what_cannot_be_opened_is_refused(tmp_path, read):
-    assert "no such file" in refused("train.csv", read, tmp_path / "nowhere" / "train.csv").found
-    for path in (written(tmp_path / "file", GOOD) / "train.csv", tmp_path / ("x" * 300), tmp_path / "with\0null"):
-        refused(path, read, path)
-    if read is not load:
-        assert "directory" in refused(tmp_path, read, tmp_path).found
-
-
-@NOT_AS_ROOT
-@pytest.mark.parametrize("read", [read_csv, read_idx, read_npz, read_digits, data.read_picture, load])
-def test_what_may_not_be_read_is_refused(tmp_path, read):
-    path = written(tmp_path / "shut" / "train.csv", GOOD)
-    written(tmp_path / "shut" / "test.csv", GOOD)
-    for shut in (path, path.parent):
-        shut.chmod(0)
-        found = refused(path, read, path).found
-        assert "ermission denied" in found or read is load
-        if read is load and shut == path.parent:
-            refused(shut, read, shut)
-        shut.chmod(0o700)
+@pytest.mark.parametrize("expected", [None, "the manifest that a run writes last"])
+def test_a_reader_of_json_says_what_the_file_should_be(tmp_path, expected):
+    said = [expected] if expected else []
+    error = refused("nothing.json", read_json, tmp_path / "nothing.json", *said)
+    assert "no such file" in error.found and error.expected == (expected or "a JSON file")
+    for content in (b"", b'{"seed": ', b"\xff\xfe", b"[" * 100_000):
+        error = refused("broken.json", read_json, written(tmp_path / "broken.json", content), *said)
+        assert "no JSON" in error.found and error.expected == (expected or "a JSON file")
+    refused(tmp_path, read_json, tmp_path, *said)
 
 
 # The door
 
-def test_reading_needs_no_heavy_imports(tmp_path):
-    path = written(tmp_path / "train.csv", GOOD)
-    heavy = ["keras", "tensorflow", "jax", "torch", "sklearn", "scipy", "pandas", "matplotlib", "PIL"]
-    script = ("import sys, digitrec, digitrec.data; digitrec.data.read_csv(sys.argv[1]);"
+def test_the_module_needs_only_numpy():
+    heavy = ["keras", "tensorflow", "jax", "torch", "sklearn", "scipy", "pandas", "matplotlib",
+             "PIL", "urllib.request"]
+    script = ("import sys, digitrec.data;"
               f"print([name for name in {heavy} if name in sys.modules])")
-    assert subprocess.check_output([sys.executable, "-c", script, path], text=True).strip() == "[]"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"

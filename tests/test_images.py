@@ -1,6 +1,7 @@
 """The versions and engines of Colab's TPU image and of Kaggle's, each in an environment of its own.
 
-A TPU is simulated by what shows that one is there: a driver's package, which is empty, and a variable that says its kind."""
+A TPU is simulated by what shows that one is there: a driver's package, which is empty, and a
+variable that names its kind."""
 import json
 import os
 import re
@@ -16,9 +17,11 @@ IMAGES = {  # the Python, and what is installed beside the package's own needs
     "colab": ("3.13", ["keras==3.13.*", "jax==0.7.2"]),
     "kaggle": ("3.12", ["keras", "tensorflow-cpu==2.20.*", "jax"]),
 }
-STRANGE = re.compile("PYTHON|KERAS_|XLA_|JAX_|TPU_|COLAB_TPU|VIRTUAL_ENV|DIGITREC")  # variables that an image does not have
-pytestmark = pytest.mark.skipif(os.environ.get("DIGITREC_IMAGES") != "1",
-                                reason="downloads a gigabyte and takes minutes: set DIGITREC_IMAGES=1")
+# variables that an image does not have
+STRANGE = re.compile("PYTHON|KERAS_|XLA_|JAX_|TPU_|COLAB_TPU|VIRTUAL_ENV|DIGITREC")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("DIGITREC_IMAGES") != "1",
+    reason="downloads a gigabyte and takes minutes: set DIGITREC_IMAGES=1")
 
 
 def run(program, *args, **env):
@@ -29,7 +32,8 @@ def run(program, *args, **env):
 
 def interpreter(version):
     "A Python of this version that runs: on the path, or pyenv's"
-    for program in [shutil.which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]:
+    others = Path.home().glob(f".pyenv/versions/{version}.*/bin/python")
+    for program in [shutil.which(f"python{version}"), *others]:
         if program and run(program, "--version").stdout.startswith(f"Python {version}."):
             return program
     pytest.skip(f"there is no Python {version} here")
@@ -44,13 +48,13 @@ def python(program, code, **env):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    "Gives a function that makes an image, once, and gives a function that runs code in it. Afterwards they are gone."
-    made, place = {}, tmp_path_factory.mktemp("images")
+    "Return a function that makes an image once, and returns a function that runs code in it."
+    made, root = {}, tmp_path_factory.mktemp("images")
 
     def image(name):
         if name not in made:
             version, others = IMAGES[name]
-            folder = place / name
+            folder = root / name
             done = run(interpreter(version), "-m", "venv", folder / "venv")
             assert done.returncode == 0, done.stdout + done.stderr
             program = folder / "venv/bin/python"
@@ -66,12 +70,12 @@ def images(tmp_path_factory):
             made[name] = partial(python, program)
         return made[name]
     yield image
-    shutil.rmtree(place)  # gigabytes
+    shutil.rmtree(root)  # gigabytes
 
 
 @pytest.fixture
 def tpu(tmp_path):
-    "The environment variables of a machine with a TPU, on which JAX is told to compute on the processor."
+    "The environment variables of a machine with a TPU, on which JAX computes on the CPU."
     (tmp_path / "libtpu").mkdir()
     (tmp_path / "libtpu/__init__.py").touch()
     return {"PYTHONPATH": str(tmp_path), "TPU_ACCELERATOR_TYPE": "v5e-8", "JAX_PLATFORMS": "cpu"}
@@ -86,17 +90,18 @@ print(training.keras.backend.backend())
 
 TRAIN = """
 import json
-from digitrec.augmentation import Augmentation
+import digitrec.mlp
 from digitrec.backend import devices, distribute
-from digitrec.data import load
-from digitrec.mlp import mlp
-from digitrec.training import Net, Recipe
+from digitrec.recipe import Augmentation, Recipe
+from digitrec.sources import load
+from digitrec.training import Net
 
 digits = load("digits")[0]
-recipe = Recipe("small", mlp, epochs=3, batch=64, augmentation=Augmentation(rotation=10, shift=1, elastic=0.5))
+warp = Augmentation(rotation=10, shift=1, elastic=0.5)
+recipe = Recipe("small", "mlp", epochs=3, batch_size=64, augmentation=warp)
 with distribute() as n:
     facts = {"devices": len(devices()), "shared": n}
-net = Net(recipe, quiet=True).fit(digits.images, digits.labels)
+net = Net(recipe, verbose=False).fit(digits.images, digits.labels)
 facts["loss"] = net.history_.loss.tolist()
 facts["accuracy"] = float((net.predict(digits.images) == digits.labels).mean())
 print(json.dumps(facts))
@@ -104,17 +109,18 @@ print(json.dumps(facts))
 
 VOTE = """
 import json
-from digitrec.data import load
+import digitrec.mlp
 from digitrec.ensemble import Ensemble
-from digitrec.mlp import mlp
-from digitrec.training import Recipe
+from digitrec.recipe import Recipe
+from digitrec.sources import load
 
 train, test = load("digits")
-ensemble = Ensemble(Recipe("small", mlp, epochs=5, batch=32), k=2, quiet=True).fit(train.images, train.labels)
-said = ensemble.predict_proba(test.images)
+recipe = Recipe("small", "mlp", epochs=5, batch_size=32)
+ensemble = Ensemble(recipe, k=2, verbose=False).fit(train.images, train.labels)
+probabilities = ensemble.predict_proba(test.images)
 print(json.dumps({
-    "members": len(ensemble.members_), "off one": abs(said.sum(axis=1) - 1).max(),
-    "accuracy": float((said.argmax(axis=1) == test.labels).mean())}))
+    "members": len(ensemble.members_), "off one": abs(probabilities.sum(axis=1) - 1).max(),
+    "accuracy": float((probabilities.argmax(axis=1) == test.labels).mean())}))
 """
 
 
@@ -123,19 +129,21 @@ print(json.dumps({
     ("kaggle", "tensorflow", "no TPU is attached"),
 ])
 def test_the_engine_without_a_tpu(images, name, engine, why):
-    said, computes = images(name)(CHOICE)
-    assert re.fullmatch(f"digitrec: Keras on {engine}, because .*{why}", said)
-    assert computes == engine
+    message, chosen = images(name)(CHOICE)
+    assert re.fullmatch(f"digitrec: Keras on {engine}, because .*{why}", message)
+    assert chosen == engine
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_the_engine_beside_a_tpu(images, tpu, name):
-    assert images(name)(CHOICE, **tpu) == ["digitrec: Keras on jax, because a TPU is attached", "jax"]
+    expected = ["digitrec: Keras on jax, because a TPU is attached", "jax"]
+    assert images(name)(CHOICE, **tpu) == expected
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_a_net_learns_on_eight_devices(images, tpu, name):
-    facts = json.loads(images(name)(TRAIN, XLA_FLAGS="--xla_force_host_platform_device_count=8", **tpu)[-1])
+    eight = "--xla_force_host_platform_device_count=8"
+    facts = json.loads(images(name)(TRAIN, XLA_FLAGS=eight, **tpu)[-1])
     assert facts["devices"] == facts["shared"] == 8
     assert facts["loss"] == sorted(facts["loss"], reverse=True) and facts["accuracy"] > 0.5
 

@@ -28,7 +28,8 @@ from files import (
 )
 from hypothesis import given, settings
 
-from digitrec.data import DataError, load, read_csv, read_idx, read_npz
+from digitrec.data import DataError
+from digitrec.sources import load, read_csv, read_idx, read_npz
 
 GOOD = table()
 
@@ -36,7 +37,8 @@ GOOD = table()
 def slow_read(content):
     "A table's images and labels, read cell by cell; None where it is no table of digits."
     header, *lines = content.split(b"\n")
-    names = [name.strip().strip('"') for name in header.decode("utf-8-sig", "replace").strip().split(",")]
+    header = header.decode("utf-8-sig", "replace").strip()
+    names = [name.strip().strip('"') for name in header.split(",")]
     lines = [line.removesuffix(b"\r").decode("latin-1") for line in lines]
     if "\r" in "".join(lines) or {*names} - {"label"} != {*PIXELS} or len({*names}) < len(names):
         return None
@@ -44,7 +46,8 @@ def slow_read(content):
     rows = [[cell.strip() for cell in line] for line in lines]
     if {len(row) for row in rows} != {len(names)}:
         return None
-    if not all(re.fullmatch(r"\+?[0-9]+", cell) and int(cell) < 256 for row in rows for cell in row):
+    cells = [cell for row in rows for cell in row]
+    if not all(re.fullmatch(r"\+?[0-9]+", cell) and int(cell) < 256 for cell in cells):
         return None
     columns = dict(zip(names, zip(*[map(int, row) for row in rows], strict=True), strict=True))
     images = np.column_stack([columns[pixel] for pixel in PIXELS]).reshape(-1, 28, 28)
@@ -64,7 +67,8 @@ def test_a_mutated_table_is_read_as_a_slow_reader_reads_it(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", {
-    "gzip": gzip.compress(GOOD), "zip": in_zip(GOOD), "stored": in_zip(GOOD, method=zipfile.ZIP_STORED),
+    "gzip": gzip.compress(GOOD), "zip": in_zip(GOOD),
+    "stored": in_zip(GOOD, method=zipfile.ZIP_STORED),
     "bzip2": in_zip(GOOD, method=zipfile.ZIP_BZIP2), "lzma": in_zip(GOOD, method=zipfile.ZIP_LZMA),
     "named in UTF-8": in_zip(GOOD, "数字/数字.csv"),
 }.items(), ids=lambda item: item[0])
@@ -82,7 +86,8 @@ def test_a_mutated_archive_holds_the_same_table_or_is_refused(tmp_path, content)
 @given(mutated(idx(IMAGES)), mutated(idx(LABELS)))
 def test_mutated_idx_is_read_to_the_byte_or_refused(tmp_path, images, labels):
     for pair in [(images, idx(LABELS)), (idx(IMAGES), labels), (images, labels)]:
-        paths = [written(tmp_path / name, content) for name, content in zip(["images", "labels"], pair, strict=True)]
+        paths = [written(tmp_path / name, content)
+                 for name, content in zip(["images", "labels"], pair, strict=True)]
         pixels, said = np.frombuffer(pair[0][16:], np.uint8), np.frombuffer(pair[1][8:], np.uint8)
         heads = struct.pack(">4I", 0x803, len(said), 28, 28), struct.pack(">2I", 0x801, len(said))
         good = (pair[0][:16], pair[1][:8]) == heads and len(pixels) == 784 * len(said) > 0
@@ -115,4 +120,5 @@ def test_mutated_writers_are_what_numpy_reads_or_refused(tmp_path, content):
     written(tmp_path / "mnist.npz", zipped(npz()))
     path = written(tmp_path / "writer_id_70k.npy", content)
     if parts := attempt(path, load, tmp_path):
-        assert np.concatenate([part.writers for part in parts]).tolist() == np.load(io.BytesIO(content)).tolist()
+        writers = np.concatenate([part.writers for part in parts])
+        assert writers.tolist() == np.load(io.BytesIO(content)).tolist()

@@ -1,4 +1,4 @@
-"""Pictures of one digit: every kind that Pillow writes, in any light, turned, damaged, hostile; and MNIST's form."""
+"""Pictures of one digit: every kind, in any light, turned, damaged, hostile; and MNIST's form."""
 import gzip
 import io
 import struct
@@ -13,15 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageDraw
 
-from digitrec.data import DataError, mnist_form, read_digits, read_picture
+from digitrec.data import DataError
+from digitrec.pictures import FIVE, draw_photograph, mnist_form, read_picture
+from digitrec.sources import read_digits
 
 def drawn(width=180, height=240, ink=20, paper=235):
     "A four, dark on light, of any size."
     picture, scale = Image.new("L", (width, height), paper), min(width / 3, height / 4)
     pen = ImageDraw.Draw(picture)
     for line in ([(1.7, 0.7), (0.7, 2.3), (2.4, 2.3)], [(1.9, 1.4), (1.9, 3.3)]):
-        pen.line([((width - 3 * scale) / 2 + x * scale, (height - 4 * scale) / 2 + y * scale) for x, y in line],
-                 fill=ink, width=max(1, round(scale / 3)))
+        left, top = (width - 3 * scale) / 2, (height - 4 * scale) / 2
+        points = [(left + x * scale, top + y * scale) for x, y in line]
+        pen.line(points, fill=ink, width=max(1, round(scale / 3)))
     return picture
 
 
@@ -32,8 +35,18 @@ def saved(picture, **options):
     return file.getvalue()
 
 
-def alike(one, other):
-    return np.corrcoef(one.ravel(), other.ravel())[0, 1]
+def alike(first, second):
+    return np.corrcoef(first.ravel(), second.ravel())[0, 1]
+
+
+def pillow_reads(path):
+    "Whether this version of Pillow itself reads the picture."
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +72,8 @@ KINDS = {
     **{f"{mode} {kind}": (drawn().convert(mode), kind) for kind, modes in {
         "PNG": ["1", "L", "LA", "P", "RGB", "RGBA"], "JPEG": ["L", "RGB", "CMYK", "YCbCr"],
         "TIFF": ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr"],
-        "GIF": ["L", "P", "RGB"], "WEBP": ["RGB", "RGBA"], "BMP": ["1", "L", "P", "RGB"], "PPM": ["1", "L", "RGB"],
+        "GIF": ["L", "P", "RGB"], "WEBP": ["RGB", "RGBA"], "BMP": ["1", "L", "P", "RGB"],
+        "PPM": ["1", "L", "RGB"],
     }.items() for mode in modes},
     "I;16 PNG": (Image.fromarray((GREYS * 16).astype(np.uint16)), "PNG"),
     "I;16 TIFF": (Image.fromarray((GREYS * 200 + 999).astype(np.uint16)), "TIFF"),
@@ -80,18 +94,25 @@ KINDS = {
 def test_every_kind_of_picture_holds_the_same_digit(tmp_path, four, kind):
     picture, form = KINDS[kind]
     path = written(tmp_path / "four", saved(picture, format=form))
+    if not pillow_reads(path):  # Pillow 11.3 writes a plain YCbCr TIFF that it cannot read
+        assert kind == "YCbCr TIFF"
+        assert "no readable picture" in refused(path, read_picture, path).found
+        return
     assert alike(read_picture(path).images[0], four) > 0.97
     same(read_digits(path), read_picture(path).images, None)
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF"])
 def test_a_transparent_palette_colour_is_paper(tmp_path, four, form):
-    path = written(tmp_path / "four", saved(TWO_COLOURS, format=form, transparency=TWO_COLOURS.getpixel((0, 0))))
+    path = written(tmp_path / "four",
+                   saved(TWO_COLOURS, format=form, transparency=TWO_COLOURS.getpixel((0, 0))))
     assert alike(read_picture(path).images[0], four) > 0.97
 
 
-TURNS = [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-         Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_270]
+TURNS = [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180,
+         Image.Transpose.FLIP_TOP_BOTTOM,
+         Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE,
+         Image.Transpose.ROTATE_270]
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP"])
@@ -100,15 +121,17 @@ def test_a_turned_picture_is_read_upright(tmp_path, four, orientation, form):
     turn, exif = TURNS[orientation - 1], Image.Exif()
     picture = drawn() if turn is None else drawn().transpose(turn)
     exif[0x0112] = orientation
-    read = read_picture(written(tmp_path / "four", saved(picture, format=form, exif=exif))).images[0]
+    read = read_picture(written(tmp_path / "four",
+                                saved(picture, format=form, exif=exif))).images[0]
     assert alike(read, four) > 0.99
     if turn is not None:
         untold = read_picture(written(tmp_path / "four", saved(picture, format=form))).images[0]
         assert alike(untold, four) < 0.9, "the tag makes no difference"
 
 
-@pytest.mark.parametrize("size", [(12, 16), (16, 16), (20, 28), (28, 28), (30, 100), (100, 30), (64, 64), (300, 400),
-                                  (401, 399), (1000, 800), (3000, 4000), (4000, 3000)], ids=str)
+@pytest.mark.parametrize("size", [(12, 16), (16, 16), (20, 28), (28, 28), (30, 100), (100, 30),
+                                  (64, 64), (300, 400), (401, 399), (1000, 800),
+                                  (3000, 4000), (4000, 3000)], ids=str)
 def test_any_size_will_do(tmp_path, four, size):
     read = read_picture(written(tmp_path / "four.png", saved(drawn(*size), format="PNG"))).images[0]
     assert alike(read, four) > (0.95 if min(size) >= 64 else 0.75)
@@ -118,10 +141,12 @@ def test_any_size_will_do(tmp_path, four, size):
 def test_a_large_picture_of_any_kind_will_do(tmp_path, four, mode):
     large = drawn(3000, 4000)
     if mode == "RGBA":
-        large = Image.merge("RGBA", [Image.new("L", large.size, 255)] * 3 + [large.point(lambda grey: 235 - grey)])
+        white, ink = Image.new("L", large.size, 255), large.point(lambda grey: 235 - grey)
+        large = Image.merge("RGBA", [white, white, white, ink])
     elif mode == "I;16":
         large = Image.fromarray(np.asarray(large).astype(np.uint16) * 16)
-    path = written(tmp_path / "four", saved(large if mode in ("RGBA", "I;16") else large.convert(mode), format="TIFF"))
+    path = written(tmp_path / "four",
+                   saved(large if mode in ("RGBA", "I;16") else large.convert(mode), format="TIFF"))
     assert alike(read_picture(path).images[0], four) > 0.95
 
 
@@ -131,12 +156,46 @@ def test_a_packed_picture_is_read(tmp_path, four, pack):
     same(read_picture(path), four[None], None), same(read_digits(path), four[None], None)
 
 
+# A photograph drawn with a pen
+
+def test_a_drawn_photograph_is_a_large_colour_picture_and_always_the_same(tmp_path):
+    path = draw_photograph(tmp_path / "new" / "five.jpg")
+    with Image.open(path) as picture:
+        assert picture.size == (1200, 900) and picture.mode == "RGB" and picture.format == "JPEG"
+    assert path == tmp_path / "new" / "five.jpg" and [*path.parent.iterdir()] == [path]
+    assert draw_photograph(str(tmp_path / "again.jpg")).read_bytes() == path.read_bytes()
+    assert draw_photograph(tmp_path / "other.jpg", seed=1).read_bytes() != path.read_bytes()
+
+
+@pytest.mark.parametrize("width", [6, 12, 26, 60])
+def test_a_drawn_five_is_read_as_a_five_whatever_the_pen(tmp_path, width):
+    five = read_picture(draw_photograph(tmp_path / "five.png")).images[0]
+    read = read_picture(draw_photograph(tmp_path / "five.png", width=width, seed=width)).images[0]
+    assert alike(read, five) > 0.85
+
+
+def test_the_strokes_that_were_asked_for_are_drawn(tmp_path):
+    bar = read_picture(draw_photograph(tmp_path / "bar.png", [((600, 200), (600, 700))])).images[0]
+    inked = np.argwhere(bar > 99)
+    assert np.ptp(inked[:, 0]) >= 17 and np.ptp(inked[:, 1]) <= 4
+    moved = [np.array(points) + (150, -60) for points in FIVE]
+    here, there = (read_picture(draw_photograph(tmp_path / "five.png", strokes)).images[0]
+                   for strokes in (FIVE, moved))
+    assert alike(here, there) > 0.95
+
+
+def test_a_photograph_that_cannot_be_written_is_refused(tmp_path):
+    path = written(tmp_path / "file", b"old") / "five.jpg"
+    refused(path, draw_photograph, path)
+
+
 # Blank, noisy, damaged, hostile
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])
 @pytest.mark.parametrize("grey", [0, 1, 255])
 def test_a_blank_picture_is_refused(tmp_path, mode, grey):
-    blank = Image.new(mode, (60, 40), grey if mode in ("1", "L", "P", "I", "I;16", "F") else (grey,) * len(mode))
+    blank = Image.new(mode, (60, 40),
+                      grey if mode in ("1", "L", "P", "I", "I;16", "F") else (grey,) * len(mode))
     path = written(tmp_path / "blank.tif", saved(blank, format="TIFF"))
     assert "blank" in refused(path, read_picture, path).found
     refused(path, read_digits, path)
@@ -150,7 +209,8 @@ def specks(share):
     return lambda rng, size: 255.0 * (rng.random(size) > share)
 
 
-NOISE = {"faint": gaussian(128, 1), "weak": gaussian(230, 5), "dark": gaussian(20, 10), "middling": gaussian(128, 20),
+NOISE = {"faint": gaussian(128, 1), "weak": gaussian(230, 5), "dark": gaussian(20, 10),
+         "middling": gaussian(128, 20),
          "strong": gaussian(128, 60), "saturated": gaussian(128, 200),
          "even": lambda rng, size: rng.uniform(0, 255, size),
          **{f"{share:.0%} specks": specks(share) for share in (0.03, 0.1, 0.3, 0.5)}}
@@ -169,14 +229,18 @@ def test_noise_is_no_digit(tmp_path, kind, size):
 def png(width, height, depth=8):
     "The start of a PNG that says it is this large."
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    start, end = struct.pack(">I", 13), struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + start + chunk + end
 
 
-@pytest.mark.parametrize("size", [(10_001, 10_000), (10**5, 10**5), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1)], ids=str)
+@pytest.mark.parametrize("size",
+                         [(10_001, 10_000), (10**5, 10**5), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1)],
+                         ids=str)
 def test_a_huge_picture_is_refused_before_it_is_unpacked(tmp_path, size):
     whole = png(*size) + saved(drawn(), format="PNG")[33:]
     gif, bmp = bytearray(saved(drawn(), format="GIF")), bytearray(saved(drawn(), format="BMP"))
-    gif[6:10], bmp[18:26] = struct.pack("<HH", *[min(side, 65535) for side in size]), struct.pack("<ii", *size)
+    gif[6:10] = struct.pack("<HH", *[min(side, 65535) for side in size])
+    bmp[18:26] = struct.pack("<ii", *size)
     for content in (whole, gif, bmp):
         path = written(tmp_path / "huge", content)
         with frugal(megabytes=60, seconds=2):
@@ -184,8 +248,10 @@ def test_a_huge_picture_is_refused_before_it_is_unpacked(tmp_path, size):
 
 
 @pytest.mark.parametrize("content", [
-    b"", b"a four", b"\0" * 5000, b"\x89PNG\r\n\x1a\n", png(20, 20), b"\xff\xd8\xff\xe0", b"GIF89a", b"II*\0", b"BM",
-    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+    b"", b"a four", b"\0" * 5000, b"\x89PNG\r\n\x1a\n", png(20, 20), b"\xff\xd8\xff\xe0", b"GIF89a",
+    b"II*\0", b"BM",
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+    b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
 def test_what_is_no_picture_is_refused(tmp_path, content):
     path = written(tmp_path / "four.png", content)
     assert "no readable picture" in refused(path, read_picture, path).found
@@ -246,7 +312,8 @@ def test_a_tiny_picture_is_read_or_refused(tmp_path, greys):
 
 def strokes(most=40):
     "Black-and-white fields with some ink."
-    return arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=most)).filter(np.any)
+    shapes = arrays.array_shapes(min_dims=2, max_dims=2, max_side=most)
+    return arrays.arrays(bool, shapes).filter(np.any)
 
 
 @many
@@ -271,18 +338,21 @@ def test_mnist_form_puts_the_centre_of_mass_in_the_middle(ink):
     for axis in (0, 1):
         weight = form.sum(axis=1 - axis)
         inked = np.flatnonzero(weight)
-        assert abs(weight @ np.arange(28) / weight.sum() - 14) <= 0.5 or inked[0] == 0 or inked[-1] == 27
+        off = abs(weight @ np.arange(28) / weight.sum() - 14)
+        assert off <= 0.5 or inked[0] == 0 or inked[-1] == 27
 
 
 NUMBERS = st.floats(width=64) | st.floats(0, 1) | st.just(0.0) | st.just(1e-45) | st.just(3e38)
 
 
 @many
-@given(arrays.arrays(float, arrays.array_shapes(max_dims=3, max_side=45), elements=NUMBERS, fill=st.just(0.0)))
+@given(arrays.arrays(float, arrays.array_shapes(max_dims=3, max_side=45), elements=NUMBERS,
+                     fill=st.just(0.0)))
 def test_mnist_form_takes_or_refuses_any_numbers(ink):
     try:
         form = mnist_form(ink)
     except DataError:
-        assert ink.ndim != 2 or not np.isfinite(ink).all() or not (ink > 1e-40).any() or ink.max() > 3e38
+        malformed = ink.ndim != 2 or not np.isfinite(ink).all()
+        assert malformed or not (ink > 1e-40).any() or ink.max() > 3e38
     else:
         assert form.shape == (28, 28) and form.dtype == np.uint8 and form.max() == 255

@@ -9,30 +9,36 @@ from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADER = "<!-- Written from nbs/index.ipynb by tools/readme.py: edit the notebook, not this file. -->\n\n"
+HEADER = ("<!-- Written from nbs/index.ipynb by tools/readme.py: "
+          "edit the notebook, not this file. -->\n\n")
 CODE = r"(?P<code>^ *(?P<fence>```+|~~~+).*?^ *(?P=fence)|`[^`\n]+`)|"
-LINK = re.compile(CODE + r'(?P<start>\]\(|^\[[^\]]+\]: +|\b(?:src|href)=")(?!\w+:|[#/])(?P<path>[^)\s"]+)', re.S | re.M)
+START = r'(?P<start>\]\(|^\[[^\]]+\]: +|\b(?:src|srcset|href)=")'
+LINK = re.compile(CODE + START + r'(?!\w+:|[#/])(?P<path>[^)\s"]+)', re.S | re.M)
 BLANK_LINES = re.compile(CODE + r"\n([ \t]*\n){2,}", re.S | re.M)
-CONFIG = Config({"NbConvertBase": {"display_data_priority": ["text/markdown", "image/png", "text/plain"]},
-                 "ExtractOutputPreprocessor": {"extract_output_types": {"image/png"}}})
+CONFIG = Config({
+    "NbConvertBase": {"display_data_priority": ["text/markdown", "image/png", "text/plain"]},
+    "ExtractOutputPreprocessor": {"extract_output_types": {"image/png"}}})
 
 
 def from_root(markdown):
     "Turn links that start in nbs/ into links that start in the root; leave code alone."
-    return LINK.sub(lambda m: m["code"] or m["start"] + posixpath.normpath("nbs/" + m["path"]), markdown)
+    def moved(m):
+        return m["code"] or m["start"] + posixpath.normpath("nbs/" + m["path"])
+    return LINK.sub(moved, markdown)
 
 
 def render():
     "Return the README's text, and the bytes of each picture that it shows by their path."
     nb = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
     nb.metadata.language_info = {"name": "python"}
-    nb.cells = [cell for cell in nb.cells if cell.cell_type != "raw" and not re.match(r"#\| *hide", cell.source)]
+    nb.cells = [cell for cell in nb.cells
+                if cell.cell_type != "raw" and not re.match(r"#\| *hide", cell.source)]
     pictures, alts = 0, {}
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             cell.source = from_root(cell.source)
             continue
-        shown = not re.match(r"#\| *echo: *false", cell.source)
+        shown = not re.search(r"^#\| *echo: *false", cell.source, re.M)
         alt = "".join(re.findall(r"^#\| *fig-alt: *(.+)", cell.source, flags=re.M))
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
         cell.metadata["transient"] = {"remove_source": not (shown and cell.source)}
@@ -43,8 +49,10 @@ def render():
             elif "image/png" in data:
                 pictures += 1
                 output.metadata["filename"] = f"readme_{pictures}.png"
-                alts[f"![png](nbs/images/readme_{pictures}.png)"] = f"![{alt}](nbs/images/readme_{pictures}.png)"
-    text, extras = MarkdownExporter(config=CONFIG).from_notebook_node(nb, {"output_files_dir": "nbs/images"})
+                link = f"](nbs/images/readme_{pictures}.png)"
+                alts[f"![png{link}"] = f"![{alt}{link}"
+    resources = {"output_files_dir": "nbs/images"}
+    text, extras = MarkdownExporter(config=CONFIG).from_notebook_node(nb, resources)
     for bare, described in alts.items():
         text = text.replace(bare, described)
     text = HEADER + BLANK_LINES.sub(lambda m: m["code"] or "\n\n", text).strip() + "\n"
@@ -54,7 +62,8 @@ def render():
 def main(check):
     text, pictures = render()
     files = {ROOT / "README.md": text.encode(), **pictures}
-    changed = [path for path, data in files.items() if not path.exists() or path.read_bytes() != data]
+    changed = [path for path, data in files.items()
+               if not path.exists() or path.read_bytes() != data]
     stale = [path for path in (ROOT / "nbs/images").glob("readme_*.png") if path not in files]
     if check and changed + stale:
         names = ", ".join(path.relative_to(ROOT).as_posix() for path in changed + stale)
