@@ -19,7 +19,7 @@ from .training import keras
 # %% ../nbs/07_augmentation.ipynb #0897d848
 ops = keras.ops
 
-# %% ../nbs/07_augmentation.ipynb #0e3b6b7c
+# %% ../nbs/07_augmentation.ipynb #1312fc8d
 def matrices(
     augmentation: Augmentation,
     draws,  # floats (n, 6), -1 to 1 or normal: rotation, shear, zoom (down, across), shift (same)
@@ -28,7 +28,8 @@ def matrices(
     rotation, shear, down, across, move_down, move_across = (draws[:, i] for i in range(6))
     angle = rotation * math.radians(augmentation.rotation)
     lean = ops.tan(shear * math.radians(augmentation.shear))
-    down, across = (augmentation.zoom_centre + augmentation.zoom * zoom for zoom in (down, across))
+    sizes = (augmentation.zoom_centre + augmentation.zoom * zoom for zoom in (down, across))
+    down, across = (1 / ops.maximum(size, 0.1) for size in sizes)
     cos, sin = ops.cos(angle), ops.sin(angle)
     return ops.reshape(ops.stack([
         down * (cos + sin * lean), across * sin, augmentation.shift * move_down,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENGINES', 'tpu_attached', 'Backend', 'choose_backend', 'devices', 'distribute']
 
-# %% ../nbs/04_backend.ipynb #ec6722e0
+# %% ../nbs/04_backend.ipynb #cef17b42
 import glob
 import importlib.util
 import logging
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
-# %% ../nbs/04_backend.ipynb #e265af60
+# %% ../nbs/04_backend.ipynb #74281081
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -26,7 +26,7 @@ def tpu_attached() -> bool:
     files = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
     return _installed("libtpu") and bool(files or any(os.environ.get(name) for name in names))
 
-# %% ../nbs/04_backend.ipynb #ea945e88
+# %% ../nbs/04_backend.ipynb #1f9d1e72
 ENGINES = ("tensorflow", "jax", "torch")  # of Keras 3; this suite is tested on the first two
 _EXTRAS = 'pip install "digitrec[cpu]", "digitrec[gpu]" or "digitrec[tpu]"'
 
@@ -41,7 +41,7 @@ class Backend:
     def __str__(self):
         return f"Keras on {self.name}, {self.reason}"
 
-# %% ../nbs/04_backend.ipynb #86d9aaba
+# %% ../nbs/04_backend.ipynb #4f4127d4
 def _requested(engine: str) -> Backend:
     "Check what the user set KERAS_BACKEND to"
     if engine not in ENGINES:
@@ -65,7 +65,7 @@ def _preferred() -> Backend:
         return Backend("jax", "because TensorFlow is not installed")
     raise ImportError(f"Keras needs TensorFlow or JAX, and neither is installed: {_EXTRAS}")
 
-# %% ../nbs/04_backend.ipynb #46729506
+# %% ../nbs/04_backend.ipynb #5d5f355d
 _CHATTER = (  # of TensorFlow's log
     "triggered tf.function retracing",  # an ensemble traces a function for each of its nets
     "Assets written to",
@@ -75,7 +75,7 @@ _CHATTER = (  # of TensorFlow's log
 def _no_chatter(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in _CHATTER)
 
-# %% ../nbs/04_backend.ipynb #f64d7100
+# %% ../nbs/04_backend.ipynb #f10db802
 @cache
 def _choose() -> Backend:
     "Settle what Keras computes with, or report what it was settled to"
@@ -91,7 +91,7 @@ def _choose() -> Backend:
     logging.getLogger("tensorflow").addFilter(_no_chatter)
     return chosen
 
-# %% ../nbs/04_backend.ipynb #d8ee56e8
+# %% ../nbs/04_backend.ipynb #0276233c
 def choose_backend(
     verbose: bool = True,  # print the choice and its reason
 ) -> Backend:              # the same at every call
@@ -105,7 +105,7 @@ def choose_backend(
         print(f"digitrec: {chosen}")
     return chosen
 
-# %% ../nbs/04_backend.ipynb #7de45fad
+# %% ../nbs/04_backend.ipynb #59141601
 @cache
 def _tpu_resolver():
     "Start the TPUs that TensorFlow drives (`tensorflow-tpu`), once"
@@ -126,7 +126,7 @@ def _tensorflow_devices() -> list[str]:
     kinds = map(tf.config.list_logical_devices, ("TPU", "GPU", "CPU"))
     return [device.name.rpartition("device:")[2] for device in next(filter(None, kinds))]
 
-# %% ../nbs/04_backend.ipynb #829a6167
+# %% ../nbs/04_backend.ipynb #2db4c1bf
 def devices() -> list[str]:
     "List the devices that training uses: all TPU chips or GPUs, or the CPU. Imports Keras."
     choose_backend(verbose=False)
@@ -148,7 +148,7 @@ def _strategy():
         return tf.distribute.TPUStrategy(_tpu_resolver())
     return tf.distribute.MirroredStrategy(found) if len(found) > 1 else None
 
-# %% ../nbs/04_backend.ipynb #f03deb53
+# %% ../nbs/04_backend.ipynb #850c943b
 @contextmanager
 def distribute():
     """Build and train a net inside `with distribute() as n`: n local devices share each batch.

@@ -588,7 +588,8 @@ _AUTHORS = {
     "triple-2021": ("roma-glushko, 2021", 1_091_018),
     "first-2020": ("Play with MNIST and TensorFlow 2, 2020", 693_962),
     "classic-2018": ("Keras's mnist_cnn.py, 2018", 1_199_882),
-    "standardised-2017": ("MNIST convnet, 2017", 1_691_501),
+    "standardised-2017-as-written": ("MNIST convnet, 2017, as it was written", 1_691_273),
+    "standardised-2017": ("MNIST convnet, 2017, as it was meant", 1_691_501),
     "record": ("ours", 269_378), "sprint": ("ours", 77_506), "dash": ("ours", 35_802),
     "small": ("ours", 37_914), "tiny": ("ours", 8_066), "few": ("ours", 37_914),
     "mlp": ("ours", 200_810)}
@@ -626,7 +627,7 @@ def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    line = "{:<20} {:<38} {:>10} {:>7} {:>7} {:>8}"
+    line = "{:<28} {:<38} {:>10} {:>7} {:>7} {:>8}"
     typer.echo(line.format("recipe", "by", "parameters", "epochs", "errors", "minutes"))
     for row in rows:
         epochs = f"≤ {row['epochs']}" if row["stops_early"] else row["epochs"]

@@ -24,17 +24,19 @@ def _pixels():
     images = keras.Input((28, 28))
     return images, layers.Flatten()(layers.Rescaling(1 / 255)(images))
 
-# %% ../nbs/06_mlp.ipynb #b6c5c36c
+# %% ../nbs/06_mlp.ipynb #e79dafbc
 @register
 def mlp():
     "Build 784-200-200-10, with batch norm, ReLU and dropout .2; (n, 28, 28) to (n, 10)."
     images, pixels = _pixels()
-    return keras.Model(images, layers.Dense(10, activation="softmax")(_block(_block(pixels))))
+    second = _block(_block(pixels))
+    return keras.Model(images, layers.Dense(10, activation="softmax")(second))
 
-
+# %% ../nbs/06_mlp.ipynb #72413f9c
 @register
 def mlp_as_written():
     "Build the net as published: its second block reads the pixels, so the first is unused."
     images, pixels = _pixels()
-    _ = _block(pixels)
-    return keras.Model(images, layers.Dense(10, activation="softmax")(_block(pixels)))
+    first = _block(pixels)  # noqa: F841, the fault: nothing reads it
+    second = _block(pixels)  # meant: _block(first)
+    return keras.Model(images, layers.Dense(10, activation="softmax")(second))

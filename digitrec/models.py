@@ -71,7 +71,7 @@ def build(
         return Ensemble(recipe, members, seed=seed, folder=folder, verbose=verbose)
     return Net(recipe, seed, folder, verbose)
 
-# %% ../nbs/12c_models.ipynb #4bf48e5b
+# %% ../nbs/12c_models.ipynb #ea29e9a5
 def _spare(path: Path) -> Path:
     "Where a whole recogniser waits while the one at its path moves aside"
     return path.with_name(f".{path.name}-complete")
@@ -153,7 +153,7 @@ def _write_file(recogniser, path: Path):
             raise ValueError(f"save: a recogniser with the types {types}; expected only types of "
                              "scikit-learn and digitrec, as `load` takes no others")
 
-# %% ../nbs/12c_models.ipynb #ef21cabe
+# %% ../nbs/12c_models.ipynb #8715667d
 def _write(recogniser, path: Path):
     "Write a recogniser beside its path, then move it in."
     fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}-partial")
@@ -186,12 +186,12 @@ def save(
         raise DataError(path, found, "a place that can be written") from error
     return path
 
-# %% ../nbs/12c_models.ipynb #11370953
+# %% ../nbs/12c_models.ipynb #cc3c6a18
 MAX_MODEL = 500_000_000  # bytes, unpacked: more than an SVM that keeps all of MNIST's digits
 
 
 def _load_file(path: Path):
-    "Load what `_save_file` wrote. Raises `DataError`."
+    "Load what `_write_file` wrote. Raises `DataError`."
     import skops.io
 
     from digitrec.svm import TRUSTED_TYPES

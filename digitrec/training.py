@@ -25,14 +25,14 @@ from rich.markup import escape
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-# %% ../nbs/05_training.ipynb #86da49a2
+# %% ../nbs/05_training.ipynb #7dddd0c5
 from . import __version__
 from .backend import choose_backend, distribute
 from .data import (
     DataError, Digits, atomic_write, check_images, check_integers, read_json, split, write_json)
 from .eda import PALETTE
 from .nets import (
-    build_models, build_net, epoch_order, predict_model, seeded, variable_values)
+    build_models, build_net, computing_in, epoch_order, predict_model, seeded, variable_values)
 from .recipe import (
     Recipe, RecipeParams, best_epoch, recipe_from_dict, recipe_to_dict, registered)
 from .scores import accuracy, nll, predict_with_tta
@@ -157,7 +157,7 @@ def _with_outliers(recipe: Recipe, digits: Digits, seed: int) -> tuple[np.ndarra
     equal = np.full((len(outliers), 10), 0.1, np.float32)
     return np.concatenate([digits.images, outliers]), np.concatenate([targets, equal])
 
-# %% ../nbs/05_training.ipynb #fd98f6ed
+# %% ../nbs/05_training.ipynb #0ad59ea4
 class _Run:
     "One net's way through its epochs"
 
@@ -203,8 +203,9 @@ class _Run:
         rate = float(keras.ops.convert_to_numpy(self.trainer.optimizer.learning_rate))
         order = epoch_order(len(self.images), self.batch_size, self.seed, epoch)
         batches = _batches(self.images, self.targets, order, self.batch_size)
-        result = self.trainer.fit(**batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0,
-                                  callbacks=[watch, *callbacks]).history
+        with computing_in(self.recipe.precision, self.model):
+            result = self.trainer.fit(**batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0,
+                                      callbacks=[watch, *callbacks]).history
         step = watch.first_bad()
         if step is None and not self._is_finite():  # the last step's update burst the weights
             step = len(watch.losses) - 1

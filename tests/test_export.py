@@ -18,7 +18,19 @@ from files import error_message
 from PIL import Image
 
 import digitrec
-from digitrec.export import PRETRAINED, Pretrained, is_rejected, load_pretrained, pack, to_onnx
+from digitrec import export
+from digitrec.data import DataError
+from digitrec.export import (
+    PRETRAINED,
+    Pretrained,
+    coverage_curve,
+    is_rejected,
+    load_pretrained,
+    median_seed,
+    pack,
+    to_onnx,
+    to_saved_model,
+)
 from digitrec.recipe import RECIPES, registered
 from digitrec.scores import ece, nll
 from digitrec.sources import load
@@ -203,6 +215,69 @@ def test_one_rule_of_rejection(highest, expected):
     assert is_rejected(row, 0.7).tolist() == [expected]
 
 
+# Rejecting
+
+
+@pytest.mark.parametrize(
+    "name, errors, rejected, left", [("single", 49, 127, 19), ("vote", 33, 121, 5)]
+)
+def test_what_rejecting_buys(name, errors, rejected, left):
+    "Chapter 12's figures on the 1,797 embedded digits; a runtime may move one at the threshold."
+    net = load_pretrained(name)
+    images, labels = (
+        np.concatenate([getattr(part, field) for part in (TRAIN, TEST)])
+        for field in ("images", "labels")
+    )
+    predicted = net.predict_proba(images)
+    assert (predicted.argmax(axis=1) != labels).sum() == pytest.approx(errors, abs=1)
+    curve = coverage_curve(labels, predicted)
+    assert curve.iloc[-1].accepted == 1797
+    chosen = curve[curve.threshold >= net.card["threshold"]].iloc[-1]
+    assert 1797 - chosen.accepted == is_rejected(predicted, net.card["threshold"]).sum()
+    assert 1797 - chosen.accepted == pytest.approx(rejected, abs=2)
+    assert chosen.errors == pytest.approx(left, abs=1)
+    of_1670 = curve[curve.accepted <= 1670].iloc[-1]
+    assert of_1670.errors == pytest.approx({"single": 19, "vote": 5}[name], abs=1)
+
+
+def rows_of(*pairs):
+    "Rows of probabilities, each with a digit and its probability, the highest"
+    return np.array([[p if i == digit else (1 - p) / 9 for i in range(10)] for digit, p in pairs])
+
+
+def test_a_curve_of_coverage_and_errors():
+    rows = rows_of((3, 0.6), (1, 0.9), (4, 0.6), (7, 0.8), (2, 0.6))
+    curve = coverage_curve([3, 1, 5, 8, 2], rows)
+    assert curve.threshold.tolist() == [0.9, 0.8, 0.6]  # equals are accepted together
+    assert curve.accepted.tolist() == [1, 2, 5] and curve.errors.tolist() == [0, 1, 2]
+    for row in curve.itertuples():
+        accepted = ~is_rejected(rows, row.threshold)
+        assert accepted.sum() == row.accepted
+    for labels, found in (([3], "shape"), ([3, 1, 5, 8, 11], "11"), ([3.5, 1, 5, 8, 2], "labels")):
+        assert found in error_message(coverage_curve, labels, rows)
+
+
+@pytest.mark.parametrize(
+    "errors, expected",
+    [
+        ({0: 9}, 0),
+        ({0: 41, 1: 30, 2: 35, 3: 52, 4: 33}, 2),
+        ({4: 33, 3: 52, 2: 35, 1: 30, 0: 41}, 2),
+        ({0: 5, 1: 5, 2: 5}, 1),
+        ({2: 5, 1: 5, 0: 9}, 2),
+        ({10: 0, 11: 100, 12: 50}, 12),
+    ],
+)
+def test_the_median_seed_is_chosen(errors, expected):
+    "Neither the best nor the worst, whatever the order of the seeds."
+    assert median_seed(errors) == expected
+
+
+@pytest.mark.parametrize("errors", [{}, {0: 3, 1: 4}])
+def test_an_even_number_of_seeds_has_no_median(errors):
+    assert f"{len(errors)} seeds" in error_message(median_seed, errors)
+
+
 # Keras to ONNX: every layer with weights such as training leaves, and spread-out probabilities
 
 have = importlib.util.find_spec
@@ -358,6 +433,35 @@ def test_the_first_layers_are_translated(tmp_path):
 
 
 @to_write
+def test_a_negative_scale_across_pooling_is_not_folded(tmp_path, monkeypatch):
+    "Without the check for it, the file would predict otherwise, and these tests would see it."
+    model = randomise(sequential(*MIDDLES["across pooling"]()))
+    [gamma] = [weight for weight in model.weights if weight.path.endswith("gamma")]
+    assert (np.asarray(gamma) < 0).any()
+    check_agreement(tmp_path, model)
+    monkeypatch.setattr(export, "_foldable_norm", lambda layer, left: left[1])
+    with pytest.raises(AssertionError):
+        check_agreement(tmp_path, model)
+
+
+@to_write
+@pytest.mark.parametrize("axis", [2, -2])
+@pytest.mark.parametrize("kind", ["image", "convolution", "pooling"])
+def test_a_batch_norm_over_columns(tmp_path, kind, axis):
+    "Fields of unequal sides: rows cannot pass for columns."
+    before = {"image": [], "convolution": [conv(size=(2, 5))], "pooling": [conv(), pool((1, 2))]}
+    model = randomise(sequential(*before[kind], norm(axis=axis), conv()))
+    check_agreement(tmp_path, model)
+
+
+@to_write
+def test_each_kind_that_is_translated_has_its_test():
+    made = {type(layer).__name__ for middle in MIDDLES.values() for layer in middle()}
+    made |= {type(layer).__name__ for layers in first_layers() for layer in layers}
+    assert {*export._TRANSLATIONS, "Conv2D"} <= made
+
+
+@to_write
 def test_softmax_and_dropout_may_be_layers_of_their_own(tmp_path):
     from keras import layers
 
@@ -472,10 +576,80 @@ def test_weights_too_large_for_half_precision_are_refused(tmp_path):
 
 
 @to_write
-def test_what_is_packed_predicts_as_the_net_did(tmp_path):
-    net = Net(replace(RECIPES["tiny"], epochs=1), verbose=False)
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("tiny", {}),
+        ("tiny", {"precision": "bfloat16"}),
+        ("standardised-2017-as-written", {}),
+    ],
+)
+def test_what_is_packed_predicts_as_the_net_did(tmp_path, name, settings):
+    net = Net(replace(RECIPES[name], epochs=1, batch_size=64, **settings), verbose=False)
     net.fit(TRAIN.images[:300], TRAIN.labels[:300])
+    before = {path: path.read_bytes() for path in SHIPPED.iterdir()}
     packed = pack("mine", [net], 0.5, tmp_path, note="of a test")
-    assert packed.card["note"] == "of a test" and packed.card["tta"] == net.recipe.tta == 1
+    assert packed.card["note"] == "of a test" and packed.card["tta"] == net.recipe.tta
+    assert packed.card["recipe"].get("precision") == settings.get("precision")
     images = TEST.images[:50]
     assert packed.predict_proba(images) == pytest.approx(net.predict_proba(images), abs=1e-3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "mine.onnx"]
+    assert {path: path.read_bytes() for path in SHIPPED.iterdir()} == before
+
+
+# SavedModel
+
+saved = pytest.mark.skipif(
+    not (have("keras") and have("tensorflow")), reason="needs Keras and TensorFlow"
+)
+
+
+class Fitted:
+    "What `to_saved_model` needs of a net: a model with weights, and the recipe's copies"
+
+    def __init__(self, model, tta):
+        self.model_, self.recipe = model, replace(RECIPES["tiny"], tta=tta)
+
+    def predict_proba(self, images):
+        from digitrec.scores import predict_with_tta
+
+        return predict_with_tta(partial(predict_model, self.model_), images, self.recipe.tta)
+
+
+def served(path, images):
+    import tensorflow as tf
+
+    serve = tf.saved_model.load(path).signatures["serving_default"]
+    [probabilities] = serve(images=tf.constant(images.astype(np.float32))).values()
+    return probabilities.numpy()
+
+
+@saved
+@pytest.mark.parametrize("name, tta", [("tiny", 2), ("first-2020", 0)])
+def test_any_net_is_written_as_a_saved_model(tmp_path, name, tta):
+    net = Fitted(registered(RECIPES[name].net)(), tta)
+    path, images = to_saved_model(net, tmp_path / "deep" / "model"), TEST.images[:7]
+    assert served(path, images) == pytest.approx(net.predict_proba(images), abs=1e-5)
+    assert [entry.name for entry in path.parent.iterdir()] == ["model"]
+    before = sorted(path.rglob("*"))
+    with pytest.raises(DataError, match="a file or a folder"):
+        to_saved_model(net, path)
+    assert sorted(path.rglob("*")) == before
+
+
+@saved
+def test_an_ensemble_is_one_saved_model(tmp_path):
+    class Vote:
+        members_ = [Fitted(randomise(registered("tiny_net")(), seed), 1) for seed in range(2)]
+
+    images = TEST.images[:7]
+    expected = np.mean([net.predict_proba(images) for net in Vote.members_], axis=0)
+    path = to_saved_model(Vote(), tmp_path / "model")
+    assert served(path, images) == pytest.approx(expected, abs=1e-5)
+
+
+def test_another_recogniser_is_no_saved_model(tmp_path):
+    for recogniser in (load_pretrained("tiny"), None):
+        found = error_message(to_saved_model, recogniser, tmp_path / "model")
+        assert f"a {type(recogniser).__name__}; expected a fitted Net or Ensemble" in found
+    assert not list(tmp_path.iterdir())

@@ -1,16 +1,23 @@
-"""The versions and engines of Colab's TPU image and of Kaggle's, each in an environment of its own.
+"""Colab's image and Kaggle's: what an install cell asks of pip there, and the engines of both.
 
-A TPU is simulated by what shows that one is there: a driver's package, which is empty, and a
-variable that names its kind."""
+The engines run in an environment of their own for each image. A TPU is simulated by what shows that
+one is there: a driver's package, which is empty, and a variable that names its kind."""
+import ast
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from functools import partial
 from pathlib import Path
 
+import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from packaging.requirements import InvalidRequirement, Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = {  # the Python, and what is installed beside the package's own needs
@@ -19,10 +26,116 @@ IMAGES = {  # the Python, and what is installed beside the package's own needs
 }
 # variables that an image does not have
 STRANGE = re.compile("PYTHON|KERAS_|XLA_|JAX_|TPU_|COLAB_TPU|VIRTUAL_ENV|DIGITREC")
-pytestmark = pytest.mark.skipif(
+slow = pytest.mark.skipif(
     os.environ.get("DIGITREC_IMAGES") != "1",
     reason="downloads a gigabyte and takes minutes: set DIGITREC_IMAGES=1")
 
+
+# The install cells, with pip replaced by a list of what it was told
+
+CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def names(requirements):
+    return {Requirement(text).name.lower() for text in requirements}
+
+
+BASE = names(PROJECT["dependencies"])
+EXTRAS = {extra: names(texts) for extra, texts in PROJECT["optional-dependencies"].items()}
+# what an image brings: to install any of it would upgrade it under the notebook's feet
+PLATFORM = BASE | {"keras", "tensorflow", "tensorflow-cpu", "jax", "jaxlib", "libtpu", "torch"}
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    "Return a function that runs a cell where digitrec is not: the error, and what pip was told."
+    shell, told = InteractiveShell.instance(), []
+    shell.register_magic_function(lambda line: told.append(shell_words(line)), magic_name="pip")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    yield lambda source: (shell.run_cell(source).error_in_exec, told)
+    InteractiveShell.clear_instance()
+
+
+def shell_words(line):
+    return [word.strip('"') for word in line.split()]
+
+
+def install_cell(path, mount):
+    "A chapter's install cell, for a machine where data sets are attached to this folder"
+    cells = nbformat.read(path, as_version=4).cells[1:4]
+    source = next(cell.source for cell in cells if cell.source.startswith("#| eval: false"))
+    assert source.count("/kaggle/input") == 1
+    return source.replace("/kaggle/input", str(mount))
+
+
+def packages(words):
+    "The requirements among pip's arguments, by their names in lower case"
+    found = {}
+    for word in words[1:]:
+        try:
+            found[Requirement(word).name.lower()] = Requirement(word)
+        except InvalidRequirement:  # an option, a folder or an address
+            continue
+    return found
+
+
+def check_packages(words):
+    "Nothing is upgraded, and what comes beside digitrec is declared by an extra that has no engine"
+    assert words[0] == "install" and not {"-U", "--upgrade", "--force-reinstall"} & set(words)
+    asked = packages(words)
+    assert not any(requirement.extras for requirement in asked.values())
+    assert not set(asked) & PLATFORM
+    assert set(asked) - {"digitrec"} <= set().union(*EXTRAS.values()), asked
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_an_install_cell_asks_for_little_and_says_how_to_go_on_offline(shell, path, tmp_path):
+    error, told = shell(install_cell(path, tmp_path))
+    [words] = told
+    check_packages(words)
+    [source] = [word for word in words if word.startswith("git+https://")]
+    assert "[" not in source
+    assert isinstance(error, ImportError) and len(str(error).splitlines()) == 1  # nothing came
+    assert "internet" in str(error) and "wheels" in str(error)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_an_install_cell_takes_attached_wheels_alone(shell, path, tmp_path):
+    folder = tmp_path / "datasets/someone/digitrec-wheels"
+    folder.mkdir(parents=True)
+    (folder / "digitrec-0.2.0-py3-none-any.whl").touch()
+    _, [words] = shell(install_cell(path, tmp_path))
+    check_packages(words)
+    assert "--no-index" in words and words[words.index("-f") + 1] == str(folder)
+    assert "digitrec" in packages(words) and not any("://" in word for word in words)
+
+
+# Imports
+
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "tensorflow": "tensorflow-cpu",
+            "dask": "distributed"}  # Dask comes with it
+NOTEBOOK_ONLY = {"IPython"}  # imported where a notebook runs, and so is there
+
+
+def third_parties(path):
+    "The packages that a module imports anywhere, but for Python's own and digitrec"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            modules = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        for module in (module.partition(".")[0] for module in modules):
+            if module not in sys.stdlib_module_names | NOTEBOOK_ONLY | {"digitrec"}:
+                yield PACKAGES.get(module, module)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "digitrec").glob("*.py")), ids=lambda p: p.stem)
+def test_every_import_is_declared(path):
+    assert set(third_parties(path)) - BASE - set().union(*EXTRAS.values()) == set()
+
+
+# The engines
 
 def run(program, *args, **env):
     "Run a Python that sees nothing of the folder and the variables that the tests are run with."
@@ -124,6 +237,7 @@ print(json.dumps({
 """
 
 
+@slow
 @pytest.mark.parametrize("name, engine, why", [
     ("colab", "jax", "TensorFlow is not installed"),
     ("kaggle", "tensorflow", "no TPU is attached"),
@@ -134,12 +248,14 @@ def test_the_engine_without_a_tpu(images, name, engine, why):
     assert chosen == engine
 
 
+@slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_the_engine_beside_a_tpu(images, tpu, name):
     expected = ["digitrec: Keras on jax, because a TPU is attached", "jax"]
     assert images(name)(CHOICE, **tpu) == expected
 
 
+@slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_a_net_learns_on_eight_devices(images, tpu, name):
     eight = "--xla_force_host_platform_device_count=8"
@@ -148,6 +264,7 @@ def test_a_net_learns_on_eight_devices(images, tpu, name):
     assert facts["loss"] == sorted(facts["loss"], reverse=True) and facts["accuracy"] > 0.5
 
 
+@slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_ensemble_learns_the_embedded_digits(images, name):
     facts = json.loads(images(name)(VOTE)[-1])

@@ -205,6 +205,12 @@ def test_a_folder_with_other_files_is_not_replaced(net, vote, svm, tmp_path):
     assert "no name" in error_message(save, net, "")
 
 
+def test_the_shipped_nets_are_not_replaced(svm):
+    before = contents(SHIPPED)
+    assert "other files" in refused(SHIPPED, save, svm, SHIPPED).found
+    assert contents(SHIPPED) == before
+
+
 def test_a_place_that_cannot_be_written_is_said(svm, tmp_path):
     (tmp_path / "file").write_text("")
     assert "can be written" in error_message(save, svm, tmp_path / "file" / "below")

@@ -29,6 +29,7 @@ from digitrec.sources import load
 pytest.importorskip("keras", reason="needs Keras and an engine: digitrec[cpu], [gpu] or [tpu]")
 from digitrec import nets, training
 from digitrec.augmentation import Warp, augment
+from digitrec.cnn import layer_table
 from digitrec.nets import build_models, predict_model, variable_values
 from digitrec.recipe import (
     OPTIMIZERS,
@@ -655,7 +656,70 @@ def test_every_recipe_names_a_net_that_can_be_built(name):
     ("mlp_as_written", 159_810), ("mlp", 200_810), ("cv_net", 327_242), ("triple_net", 1_091_018),
     ("first_net", 693_962), ("classic_net", 1_199_882), ("standardised_net", 1_691_501)])
 def test_published_nets_have_their_numbers_of_parameters(net, parameters):
-    assert registered(net)().count_params() == parameters
+    model = registered(net)()
+    assert model.count_params() == parameters == layer_table(model)["parameters"].sum()
+
+
+@pytest.mark.parametrize("net, published", [
+    ("standardised_net_as_written", 1_683_768), ("standardised_net", 1_683_882)])
+def test_both_nets_of_2017_have_their_trainable_parameters(net, published):
+    weights = registered(net)().trainable_weights
+    assert sum(int(np.prod(values.shape)) for values in weights) == published
+
+
+def test_a_layer_table_needs_weights():
+    with pytest.raises(ValueError, match="expected a built model"):
+        layer_table(keras.Sequential([keras.layers.Dense(10)]))
+
+
+def test_the_published_recipes_are_as_published():
+    third, fifth = RECIPES["triple-2021"], RECIPES["standardised-2017"]
+    assert (third.patience, third.min_delta, third.monitor) == (10, 0.001, "val_loss")
+    assert third.augmentation.zoom_centre == 1.1
+    assert fifth.augmentation.shear == pytest.approx(17.19, abs=0.01)
+    rate = nets.learning_rate_schedule(fifth, 10)
+    assert [float(rate(step)) for step in (0, 9, 10, 19)] == pytest.approx([.01, .01, 1e-4, 1e-4])
+
+
+# Precision
+
+def test_bfloat16_is_in_the_steps_and_in_nothing_else():
+    seen = []
+
+    @register
+    class Peek(keras.layers.Layer):
+        def call(self, x):
+            seen.append(keras.backend.standardize_dtype(x.dtype))
+            return x
+
+    @register
+    def peeked():
+        begin = [keras.Input((28, 28)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
+        return keras.Sequential([*begin, Peek(), keras.layers.Dense(10, activation="softmax")])
+
+    recipe = Recipe("peeked", "peeked", epochs=1, precision="bfloat16")
+    net = Net(recipe, verbose=False)
+    net.fit(FIRST.images[:256], FIRST.labels[:256], validation=(PROBE, np.zeros(len(PROBE), int)))
+    assert "bfloat16" in seen
+    seen.clear()
+    net.predict_proba(PROBE[:100])
+    net.model_(PROBE[:3].astype("float32"))
+    assert set(seen) == {"float32"}
+    assert {str(weights.dtype) for weights in net.model_.weights} == {"float32"}
+
+
+def test_bfloat16_and_float32_reach_the_same_accuracy():
+    train, test = load("digits")
+    recipe = replace(RECIPES["few"], epochs=12)
+    errors = [(Net(replace(recipe, precision=precision), seed, verbose=False)
+               .fit(train.images, train.labels).predict(test.images) != test.labels).sum()
+              for precision in ("float32", "bfloat16") for seed in (0, 1)]
+    assert abs(sum(errors[:2]) - sum(errors[2:])) <= 2 * np.sqrt(2 * max(sum(errors), 12)), errors
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="precision = 'float16'; expected one of float32"):
+        Recipe("", "mlp", precision="float16")
 
 
 # Keras callbacks

@@ -1,5 +1,7 @@
 """Write the repository's address, held by settings.ini, into every badge, link and install cell.
 
+A chapter's metadata gets what Kaggle needs to open it: the competition's digits, and internet.
+
     python tools/address.py              # write what is out of step
     python tools/address.py OWNER/REPO   # first put a fork's address into settings.ini
     python tools/address.py --check      # only say what is out of step
@@ -19,6 +21,12 @@ EXTRAS = {  # what a chapter needs beside the package; never an engine
     "11": "keract==4.5.2",
     "12": "onnx>=1.21",
     "14": "onnx>=1.21",
+}
+KAGGLE = {  # the competition "digit-recognizer"
+    "dataSources": [{"sourceId": 3004, "sourceType": "competition"}],
+    "isInternetEnabled": True,
+    "language": "python",
+    "sourceType": "notebook",
 }
 BADGES = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -78,8 +86,14 @@ def install_cell(name, address):
     return INSTALL.format(address=address, extras=f" {extras}" if extras else "")
 
 
+def metadata(old):
+    "Return a chapter's metadata with what Kaggle needs, in the order that nbdev_clean writes."
+    kaggle = {"accelerator": "none", "isGpuEnabled": False, **old.get("kaggle", {}), **KAGGLE}
+    return dict(sorted({**old, "kaggle": dict(sorted(kaggle.items()))}.items()))
+
+
 def chapter(text, name, address, branch):
-    "Return a chapter's text with its badges and its install cell as they should be."
+    "Return a chapter's text with its badges, install cell and metadata as they should be."
     nb = json.loads(text)
     first, cell = nb["cells"][0], install_cell(name, address)
     title = "".join(first["source"])
@@ -94,6 +108,7 @@ def chapter(text, name, address, branch):
     if not starts:
         raise SystemExit(f"{name}: none of its first cells is the install cell")
     starts[0]["source"] = cell.splitlines(keepends=True)
+    nb["metadata"] = metadata(nb["metadata"])
     return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -1,0 +1,53 @@
+"""The script behind nbs/experiments.csv: its rows, and one run of it."""
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("keras", reason="needs Keras and an engine: digitrec[cpu], [gpu] or [tpu]")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+import experiments
+
+from digitrec.recipe import registered
+from digitrec.sources import load
+
+LOG = pd.read_csv(ROOT / "nbs/experiments.csv")
+LISTED = {(one.group, one.name): one
+          for one in [*experiments.TEST, *experiments.CLASSIC, *experiments.LOG]}
+
+
+def test_every_row_is_a_run_that_the_script_lists():
+    assert not LOG.duplicated(experiments.KEY).any()
+    for row in LOG.itertuples():
+        listed = LISTED[row.group, row.name]
+        assert row.seed < listed.seeds and row.epochs == listed.recipe.epochs
+        assert row.precision == listed.recipe.precision and row.kept == listed.kept
+
+
+@pytest.mark.parametrize("group, name", sorted(set(zip(LOG.group, LOG.name, strict=True))))
+def test_a_row_has_the_parameters_of_its_net(group, name):
+    rows = LOG[(LOG.group == group) & (LOG.name == name)]
+    model = registered(LISTED[group, name].recipe.net)()
+    assert set(rows.parameters) == {model.count_params()}
+
+
+def test_a_run_is_described_and_takes_the_place_of_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "CSV", tmp_path / "log.csv")
+    train, test = load("digits")
+    row = experiments.run(LISTED["test", "dash"], 1, train[:256], test[:100])
+    experiments.add({**row, "errors": -1})
+    experiments.add({**row, "seed": 0})
+    experiments.add(row)
+    table = pd.read_csv(tmp_path / "log.csv")
+    assert list(table) == list(LOG) and table.seed.tolist() == [0, 1]
+    assert table.errors.tolist() == [row["errors"]] * 2
+    assert row["curve"] == str(row["errors"]) and 0 <= row["errors_tta"] <= 100
+
+
+def test_only_missing_runs_are_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "CSV", tmp_path / "log.csv")
+    pd.DataFrame([["log", "dash", 1]], columns=experiments.KEY).to_csv(tmp_path / "log.csv")
+    assert [seed for _, seed in experiments.runs(["log"], "dash", False)] == [0, 2]
+    assert [seed for _, seed in experiments.runs(["log"], "dash", True)] == [0, 1, 2]

@@ -1,0 +1,216 @@
+"""Train what chapter 08 compares, and write a row a run to nbs/experiments.csv.
+
+    python tools/experiments.py                # every run that the file lacks
+    python tools/experiments.py classic        # those of a group: classic, log or test
+    python tools/experiments.py classic --name "no dropout" --again   # these once more
+
+"classic" and "log" choose: they train on MNIST's training digits without a sixth of the writers,
+whose digits score. "test" trains on all 60,000 and is scored on the 10,000 test digits.
+"""
+import argparse
+import os
+import platform
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+
+from digitrec.backend import choose_backend
+from digitrec.data import atomic_write, split
+from digitrec.recipe import RECIPES, Recipe, register
+from digitrec.sources import load
+
+choose_backend(verbose=False)
+import keras
+
+from digitrec.nets import predict_model
+from digitrec.scores import accuracy, nll, predict_with_tta
+from digitrec.training import Net
+
+layers = keras.layers
+CSV = Path(__file__).resolve().parent.parent / "nbs/experiments.csv"
+KEY = ["group", "name", "seed"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    "One line of the log: a recipe, and how many seeds"
+    group: str
+    name: str
+    recipe: Recipe
+    seeds: int = 3
+    kept: str = "no"
+    callbacks: tuple = ()
+
+
+# Chapter 08, "Why this net?": the classic net with one part changed, on 10,000 digits
+
+def classic(filters=(32, 64), pool=layers.MaxPooling2D, dropout=(0.25, 0.5), dense=128, norm=False):
+    "The layers of S4's net, with other settings"
+    yield from (keras.Input((28, 28)), layers.Rescaling(1 / 255), layers.Reshape((28, 28, 1)))
+    for i, n in enumerate(filters):
+        stride = 2 if pool is None and i == len(filters) - 1 else 1
+        yield layers.Conv2D(n, 3, strides=stride, activation=None if norm else "relu")
+        if norm:
+            yield from (layers.BatchNormalization(), layers.Activation("relu"))
+    if pool:
+        yield pool()
+    yield from (layers.Dropout(dropout[0]), layers.Flatten())
+    if dense:
+        yield from (layers.Dense(dense, activation="relu"), layers.Dropout(dropout[1]))
+    yield layers.Dense(10, activation="softmax")
+
+
+SHORT = replace(RECIPES["classic-2018"], precision="bfloat16")
+
+
+def changed(name, kept="no", **settings):
+    "The classic net with other layers"
+    def build():
+        return keras.Sequential(list(classic(**settings)))
+
+    build.__name__ = "classic: " + name
+    register(build)
+    return Experiment("classic", name, replace(SHORT, name=name, net=build.__name__), kept=kept)
+
+
+def trained(name, **settings):
+    "The classic net, trained otherwise"
+    return Experiment("classic", name, replace(SHORT, name=name, **settings))
+
+
+CLASSIC = [
+    changed("as published", kept="yes"),
+    changed("16 and 32 filters", filters=(16, 32)),
+    trained("Adam, rate .001", optimizer="adam", learning_rate=0.001),
+    trained("Nadam, rate .001", optimizer="nadam", learning_rate=0.001),
+    trained("Adadelta, rate .001", learning_rate=0.001),
+    changed("no dropout", dropout=(0, 0)),
+    changed("one convolution", filters=(32,)),
+    changed("no dense 128", dense=0),
+    changed("dense 32", dense=32),
+    changed("batch norm", norm=True),
+    changed("average pooling", pool=partial(layers.AveragePooling2D, 2)),
+    trained("Adam, one-cycle to .003", optimizer="adam", learning_rate=0.003,
+            schedule="one-cycle"),
+    changed("stride 2, no pooling", pool=None),
+]
+
+
+# Our own nets: what was tried on held-out writers
+
+def ours(name, recipe, kept="no", **settings):
+    return Experiment("log", name, replace(RECIPES[recipe], name=name, **settings), kept=kept)
+
+
+LIGHT, HEAVY = RECIPES["dash"].augmentation, RECIPES["sprint"].augmentation
+LOG = [
+    ours("dash", "dash", kept="yes"),
+    ours("dash, no warps", "dash", augmentation=None),
+    ours("dash, batches of 256, 2 epochs", "dash", batch_size=256, epochs=2),
+    ours("sprint, 1 epoch, light warps", "sprint", epochs=1, augmentation=LIGHT),
+    ours("sprint, light warps", "sprint", augmentation=LIGHT),
+    ours("sprint", "sprint", kept="yes"),
+    ours("sprint, elastic .8", "sprint", augmentation=replace(HEAVY, elastic=0.8)),
+    ours("sprint, outliers .04", "sprint", outlier_exposure=0.04),
+    ours("sprint, 12 epochs", "sprint", epochs=12),
+]
+
+
+# Every net by its own recipe, on the test digits
+
+LONGER = replace(RECIPES["standardised-2017-as-written"], name="standardised-2017, longer",
+                 epochs=4, learning_rate=0.1, schedule="constant")
+KEPT = replace(RECIPES["standardised-2017-as-written"], name="standardised-2017, rate kept",
+               schedule="constant")  # .01 in both epochs
+RATES = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 if epoch == 0 else 0.001)
+TEST = [Experiment("test", name, RECIPES[name], seeds, "yes") for name, seeds in {
+    "first-2020": 3, "standardised-2017-as-written": 3, "standardised-2017": 3, "dash": 5,
+    "sprint": 5, "classic-2018": 3, "tiny": 3, "small": 3, "record": 5}.items()]
+TEST[3:3] = [Experiment("test", KEPT.name, KEPT, 2),
+             Experiment("test", LONGER.name, LONGER, 1, callbacks=(RATES,))]
+
+
+def score(net: Net, digits, with_tta: bool) -> dict:
+    "Errors with one copy of each digit, and with five if wanted; the loss with one"
+    predict = partial(predict_model, net.model_)
+    once = predict(digits.images)
+    row = {"errors": accuracy(digits.labels, once.argmax(axis=1)).errors, "errors_tta": "",
+           "nll": round(nll(digits.labels, once), 5)}
+    if with_tta:
+        five = predict_with_tta(predict, digits.images, 1)
+        row["errors_tta"] = accuracy(digits.labels, five.argmax(axis=1)).errors
+    return row
+
+
+def curve(net: Net, n: int) -> str:
+    "Errors after each epoch, where they were counted"
+    if "val_accuracy" not in net.history_:
+        return ""
+    return " ".join(str(round((1 - value) * n)) for value in net.history_.val_accuracy)
+
+
+def run(experiment: Experiment, seed: int, train, test) -> dict:
+    "Train one net, and describe it in a row."
+    watched = {"validation": (test.images, test.labels)} if experiment.group == "test" else {}
+    recipe = replace(experiment.recipe, tta=0)  # the curve counts errors with one copy
+    folder = os.environ.get("DIGITREC_RUNS")  # keep the nets there, if it is set
+    net = Net(recipe, seed, folder, verbose=False, callbacks=experiment.callbacks)
+    net.fit(train.images, train.labels, **watched)
+    return {"group": experiment.group, "name": experiment.name, "seed": seed,
+            "train": len(train), "test": len(test), "epochs": len(net.history_),
+            "precision": recipe.precision, "parameters": net.model_.count_params(),
+            **score(net, test, experiment.group != "classic"),
+            "seconds": round(net.seconds_, 1), "kept": experiment.kept,
+            "curve": curve(net, len(test)),
+            "machine": f"{joblib.cpu_count()} CPUs, {platform.machine()}",
+            "date": date.today().isoformat()}
+
+
+def add(row: dict):
+    "Add a row to the file, or put it in place of the same run's."
+    table = pd.DataFrame([row])
+    if CSV.exists():
+        old = pd.read_csv(CSV, keep_default_na=False)
+        same = (old[KEY] == [row[key] for key in KEY]).all(axis=1)
+        table = pd.concat([old[~same], table])
+    with atomic_write(CSV) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def runs(groups, name, again):
+    "The runs that are asked for: each experiment and each of its seeds"
+    wanted = [experiment for experiment in [*TEST, *CLASSIC, *LOG]
+              if experiment.group in groups and name in (None, experiment.name)]
+    done = set()
+    if CSV.exists() and not again:
+        done = set(pd.read_csv(CSV)[KEY].itertuples(index=False, name=None))
+    for experiment in wanted:
+        for seed in range(experiment.seeds):
+            if (experiment.group, experiment.name, seed) not in done:
+                yield experiment, seed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("groups", nargs="*", default=["classic", "log", "test"])
+    parser.add_argument("--name", help="only the experiment of this name")
+    parser.add_argument("--again", action="store_true", help="run also what the file has")
+    options = parser.parse_args()
+    train, test = load("mnist")
+    rest, held = split(train, 1 / 6)
+    few = rest[np.random.default_rng(0).permutation(len(rest))[:10_000]]
+    digits = {"test": (train, test), "log": (rest, held), "classic": (few, held)}
+    for experiment, seed in runs(options.groups, options.name, options.again):
+        row = run(experiment, seed, *digits[experiment.group])
+        add(row)
+        print({key: row[key] for key in ("name", "seed", "errors", "errors_tta", "seconds")},
+              flush=True)
+
+
+if __name__ == "__main__":
+    main()
