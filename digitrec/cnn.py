@@ -18,9 +18,10 @@ from .training import keras
 # %% ../nbs/08_cnn.ipynb #65b876d3
 layers = keras.layers
 
-# %% ../nbs/08_cnn.ipynb #389ac619
+# %% ../nbs/08_cnn.ipynb #9223ab78
 _Conv = partial(layers.Conv2D, activation="relu", data_format="channels_last")
 _Pool = partial(layers.MaxPooling2D, data_format="channels_last")
+_Flatten = partial(layers.Flatten, data_format="channels_last")
 _Output = partial(layers.Dense, 10, activation="softmax")
 
 
@@ -33,7 +34,7 @@ def _normed(filters: int, size: int, **settings) -> list:
     "A convolution with ReLU, then batch norm"
     return [_Conv(filters, size, **settings), layers.BatchNormalization()]
 
-# %% ../nbs/08_cnn.ipynb #21008d39
+# %% ../nbs/08_cnn.ipynb #5eab8ea2
 @register
 def cv_net():
     """Build S1's net: 32C3-32C3-32C5s2, 64C3-64C3-64C5s2, 128C4, each with batch norm, and dropout
@@ -43,10 +44,10 @@ def cv_net():
         *_paper(),
         *_normed(32, 3), *_normed(32, 3), *_normed(32, 5, **shrink), layers.Dropout(0.4),
         *_normed(64, 3), *_normed(64, 3), *_normed(64, 5, **shrink), layers.Dropout(0.4),
-        *_normed(128, 4), layers.Flatten(), layers.Dropout(0.4), _Output(),
+        *_normed(128, 4), _Flatten(), layers.Dropout(0.4), _Output(),
     ])
 
-# %% ../nbs/08_cnn.ipynb #bb5eb5a4
+# %% ../nbs/08_cnn.ipynb #5f5eab4a
 @register
 def triple_net():
     """Build S2's net: three blocks of C3-C3-C5s2 of 32, 64 and 128, dense 128, batch norm
@@ -56,19 +57,19 @@ def triple_net():
                 *_normed(filters, 5, padding="same", strides=2), layers.Dropout(0.4)]
 
     return keras.Sequential([
-        *_paper(), *block(32), *block(64), *block(128), layers.Flatten(),
+        *_paper(), *block(32), *block(64), *block(128), _Flatten(),
         layers.Dense(128, kernel_initializer="he_normal"), layers.BatchNormalization(),
         layers.Activation("relu"), layers.Dropout(0.4), _Output(),
     ])
 
-# %% ../nbs/08_cnn.ipynb #9da21dca
+# %% ../nbs/08_cnn.ipynb #8b7c577e
 class FirstNet(keras.Model):
     "S3's net as a class: 32C3, pooling, dense 128; `convolved` computes its feature maps."
 
     def __init__(self):
         super().__init__()
         self.scale, self.channel = layers.Rescaling(1 / 255), layers.Reshape((28, 28, 1))
-        self.convolve, self.pool, self.flatten = _Conv(32, 3), _Pool(), layers.Flatten()
+        self.convolve, self.pool, self.flatten = _Conv(32, 3), _Pool(), _Flatten()
         self.hidden, self.classify = layers.Dense(128, activation="relu"), _Output()
 
     def convolved(self, images):
@@ -86,17 +87,17 @@ def first_net():
     net(np.zeros((1, 28, 28), np.float32))
     return net
 
-# %% ../nbs/08_cnn.ipynb #efad3b64
+# %% ../nbs/08_cnn.ipynb #4be480ca
 @register
 def classic_net():
     """Build S4's net: 32C3-64C3, pooling, dropout .25, dense 128, dropout .5;
     (n, 28, 28) to (n, 10)."""
     return keras.Sequential([
         *_paper(), _Conv(32, 3), _Conv(64, 3), _Pool(), layers.Dropout(0.25),
-        layers.Flatten(), layers.Dense(128, activation="relu"), layers.Dropout(0.5), _Output(),
+        _Flatten(), layers.Dense(128, activation="relu"), layers.Dropout(0.5), _Output(),
     ])
 
-# %% ../nbs/08_cnn.ipynb #5ced1689
+# %% ../nbs/08_cnn.ipynb #a765c646
 def _standardised(axis: int):
     "S5's net; its third batch norm works along an axis of (n, down, across, channel)"
     def block(filters):
@@ -104,7 +105,7 @@ def _standardised(axis: int):
 
     return keras.Sequential([
         keras.Input((28, 28)), layers.Normalization(axis=None), layers.Reshape((28, 28, 1)),
-        *block(32), *block(64), layers.BatchNormalization(axis=axis), layers.Flatten(),
+        *block(32), *block(64), layers.BatchNormalization(axis=axis), _Flatten(),
         layers.BatchNormalization(), layers.Dense(512, activation="relu"),
         layers.BatchNormalization(), layers.Dropout(0.4), _Output(),
     ])
@@ -130,7 +131,7 @@ def _lean(filters: int, size: int = 3, pool: bool = False, **settings) -> list:
     norm = layers.BatchNormalization(momentum=0.9)
     return [convolution, *pooling, norm, layers.Activation("relu")]
 
-# %% ../nbs/08_cnn.ipynb #0c4955d5
+# %% ../nbs/08_cnn.ipynb #cb218e4e
 @register
 def record_net():
     """Build 24C3, pooling, 48C3-48C3, pooling, 96C3-96C3, pooling, 128C3, with batch norm;
@@ -139,16 +140,16 @@ def record_net():
     return keras.Sequential([
         *_paper(), *_lean(24, pool=True, **same), *_lean(48, **same),
         *_lean(48, pool=True, **same), *_lean(96, **same), *_lean(96, pool=True, **same),
-        *_lean(128), layers.Flatten(), _Output(),
+        *_lean(128), _Flatten(), _Output(),
     ])
 
-# %% ../nbs/08_cnn.ipynb #6acd2263
+# %% ../nbs/08_cnn.ipynb #fce647ff
 @register
 def sprint_net():
     "Build 24C3, pooling, 48C3-48C3, pooling, 96C3, with batch norm; (n, 28, 28) to (n, 10)."
     return keras.Sequential([
         *_paper(), *_lean(24, pool=True), *_lean(48), *_lean(48, pool=True), *_lean(96),
-        layers.Flatten(), _Output()])
+        _Flatten(), _Output()])
 
 
 @register
@@ -156,14 +157,14 @@ def dash_net():
     "Build 16C5s2, 32C3-32C3, pooling, 64C3, with batch norm; (n, 28, 28) to (n, 10)."
     return keras.Sequential([
         *_paper(), *_lean(16, 5, strides=2), *_lean(32), *_lean(32, pool=True), *_lean(64),
-        layers.Flatten(), _Output()])
+        _Flatten(), _Output()])
 
-# %% ../nbs/08_cnn.ipynb #3b82847c
+# %% ../nbs/08_cnn.ipynb #2af1120c
 def _narrow(first: int, second: int, third: int):
     "Two convolutions, pooling, two convolutions, pooling, one convolution"
     return keras.Sequential([
         *_paper(), *_lean(first), *_lean(first, pool=True), *_lean(second),
-        *_lean(second, pool=True), *_lean(third), layers.Flatten(), _Output()])
+        *_lean(second, pool=True), *_lean(third), _Flatten(), _Output()])
 
 
 @register
@@ -177,13 +178,15 @@ def tiny_net():
     "Build 8C3-8C3, pooling, 16C3-16C3, pooling, 20C3, with batch norm; (n, 28, 28) to (n, 10)."
     return _narrow(8, 16, 20)
 
-# %% ../nbs/08_cnn.ipynb #2cb0791e
+# %% ../nbs/08_cnn.ipynb #890aab89
 def _macs(layer, shape: tuple) -> int:
     "Multiply-adds for one digit, of a layer with this output"
-    if not isinstance(layer, (layers.Conv2D, layers.Dense)):
-        return 0
-    positions = shape[1:3] if isinstance(layer, layers.Conv2D) else (1,)
-    return int(np.prod(positions)) * int(np.prod(layer.kernel.shape))
+    if isinstance(layer, (layers.Conv2D, layers.Dense)):
+        return int(np.prod(shape[1:-1])) * int(np.prod(layer.kernel.shape))
+    if any(len(weights.shape) > 1 for weights in layer.trainable_weights):
+        raise ValueError(f"layer_table: {layer.name} is a {type(layer).__name__}; expected Conv2D, "
+                         "Dense, and layers without a kernel")
+    return 0
 
 
 def layer_table(
@@ -191,9 +194,9 @@ def layer_table(
 ) -> pd.DataFrame:  # a row a layer
     """List layers: kind, shape of the output, parameters, and MACs for one digit.
 
-    Raises `ValueError` for a model that is not built."""
+    Raises `ValueError` for a model that is not built, or other layers with a kernel."""
     if not model.built:
-        raise ValueError(f"cost: model {model.name} has no weights; expected a built model")
+        raise ValueError(f"layer_table: {model.name} has no weights; expected a built model")
     rows, shape = [], (None, 28, 28)
     for layer in model.layers:
         if not isinstance(layer, layers.InputLayer):
@@ -202,14 +205,14 @@ def layer_table(
                          "parameters": layer.count_params(), "MACs": _macs(layer, shape)})
     return pd.DataFrame(rows)
 
-# %% ../nbs/08_cnn.ipynb #af5cac04
+# %% ../nbs/08_cnn.ipynb #44de0403
 def cost(
     model,  # a Keras model of these chapters, built: layers in a row, without branches
 ) -> pd.Series:
     """Count layers with weights, parameters, MACs for a digit, and memory in KiB (1,024 bytes).
 
     Memory: the float32 weights, and the activations for one digit, which training stores.
-    Raises `ValueError` for a model that is not built."""
+    Raises `ValueError` for a model that is not built, or layers that it cannot count."""
     table, kib = layer_table(model), 4 / 1024
     activations = sum(int(np.prod(shape)) for shape in table["output"])
     parameters = table["parameters"].sum()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'ENSEMBLE_JSON', 'splits', 'Ensemble', 'plot_folds', 'selection_bias']
 
-# %% ../nbs/09_ensemble.ipynb #9732c00f
+# %% ../nbs/09_ensemble.ipynb #ba1167ea
 import glob
 import os
 import tempfile
@@ -15,18 +15,20 @@ import joblib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from sklearn.base import ClassifierMixin
 from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted
 
-# %% ../nbs/09_ensemble.ipynb #dc164df6
+# %% ../nbs/09_ensemble.ipynb #cd94cd54
 from .data import (
     DataError, Digits, atomic_write, check_images, check_integers, folds, read_json, write_json)
+from .eda import PALETTE
 from .recipe import Recipe
 from .scores import accuracy
 from .training import DAMAGED, NET_JSON, Net, RecipeParams, keras
 
-# %% ../nbs/09_ensemble.ipynb #0b359661
+# %% ../nbs/09_ensemble.ipynb #ac529a7d
 SPLITS = ("stratified", "plain", "seeds")
 
 
@@ -41,7 +43,7 @@ def _check_classes(digits: Digits, rows, member: str):
     missing = set(digits.labels.tolist()) - set(digits.labels[rows].tolist())
     if missing:
         found = f"no {', '.join(map(str, sorted(missing)))} to train {member} on"
-        raise DataError(digits.name, found, "every digit for every member: fewer folds")
+        raise DataError(digits.name, found, "every digit for every member: more of that digit")
 
 # %% ../nbs/09_ensemble.ipynb #5754daa8
 def splits(
@@ -65,11 +67,13 @@ def splits(
         _check_classes(digits, rows, f"member {i + 1} of {k}")
     return pairs
 
-# %% ../nbs/09_ensemble.ipynb #b580cf71
+# %% ../nbs/09_ensemble.ipynb #5994bcb7
 def _take_a_share(worker: int, workers: int):
-    "Give a process beside others a GPU of its own, or its part of the CPU cores."
-    if gpus := glob.glob("/dev/nvidia[0-9]*"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(worker % len(gpus))
+    "Give a process beside others a GPU of its own, of those it may use, or some CPU cores."
+    here = ",".join(str(i) for i in range(len(glob.glob("/dev/nvidia[0-9]*"))))
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES", here).split(",")
+    if gpus := [gpu for gpu in allowed if gpu.strip() not in ("", "-1")]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
     elif keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -322,28 +326,31 @@ class Ensemble(_Training, _Voting, _Files, ClassifierMixin, RecipeParams):
         self.folder, self.n_jobs = folder, n_jobs
         self.max_members, self.verbose = max_members, verbose
 
-# %% ../nbs/09_ensemble.ipynb #54ea86ea
+# %% ../nbs/09_ensemble.ipynb #04a234cf
 def _watched_histories(ensemble: Ensemble) -> list[pd.DataFrame]:
-    "The members' histories. Raises `ValueError` for members without validation digits."
+    "The members' histories. Raises `ValueError` for members that did not watch their fold."
+    check_is_fitted(ensemble, "members_")
     histories = [member.history_ for member in ensemble.members_]
-    if any("val_loss" not in history for history in histories):
+    others = ensemble.split == "seeds" or ensemble.recipe.monitor is not None
+    if others or any("val_loss" not in history for history in histories):
         raise ValueError("ensemble: members without validation digits; expected an ensemble of "
                          "folds, by a recipe of fixed epochs")
     return histories
 
 
-def _plot_column(ax, curves: list[pd.Series], label: str):
+def _plot_column(ax, curves: list[pd.Series], label: str, highest: float = np.inf):
     "Draw a column of the members' histories, and their mean; the first third may be cut off."
     for i, curve in enumerate(curves):
-        ax.plot(curve.index, curve, lw=1, alpha=0.6, label=f"fold {i + 1}")
+        ax.plot(curve.index, curve, "o-", ms=2, lw=1, color="0.55", label="" if i else "a fold")
     mean = pd.concat(curves, axis=1).mean(axis=1)
-    ax.plot(mean.index, mean, color="black", lw=2, label="mean")
+    ax.plot(mean.index, mean, "o-", ms=3, color=PALETTE[0], lw=2, label="mean")
     start = len(mean) // 3
-    margin = np.ptp(np.concatenate([curve.iloc[start:] for curve in curves]))
+    margin = np.ptp(np.concatenate([curve.iloc[start:] for curve in curves])) or 0.01
     low, high = mean.iloc[start:].min() - margin, mean.iloc[start:].max() + margin
-    ax.set(xlabel="epoch", ylabel=label, ylim=(max(0, low), min(1, high)))
+    ax.set(xlabel="epoch", ylabel=label, ylim=(max(0, low), min(highest, high)))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-# %% ../nbs/09_ensemble.ipynb #b18c1661
+# %% ../nbs/09_ensemble.ipynb #650b57c7
 def plot_folds(
     ensemble: Ensemble,  # fitted, of folds, by a recipe of fixed epochs
     title: str = "",
@@ -354,8 +361,8 @@ def plot_folds(
     histories = _watched_histories(ensemble)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.4))
     _plot_column(axes[0], [history["val_loss"] for history in histories], "loss (nats)")
-    _plot_column(axes[1], [history["val_accuracy"] for history in histories], "accuracy")
-    axes[1].legend(fontsize=8, ncols=2)
+    _plot_column(axes[1], [history["val_accuracy"] for history in histories], "accuracy", 1)
+    axes[1].legend(fontsize=8)
     figure.suptitle(title or f"{ensemble.recipe.name}: the held-out digits of each fold")
     figure.tight_layout()
     return figure

@@ -88,7 +88,7 @@ def show_pair(
     ids = misclassified(digits, probabilities, actual, predicted).index[:most]
     return show_predictions(digits, probabilities, ids)
 
-# %% ../nbs/10_errors.ipynb #985a85d4
+# %% ../nbs/10_errors.ipynb #3be3c460
 def _entropy(probabilities: np.ndarray) -> np.ndarray:
     "The entropy of each row, in nats"
     return -(probabilities * np.log(probabilities.clip(1e-15))).sum(axis=1)
@@ -97,14 +97,16 @@ def _entropy(probabilities: np.ndarray) -> np.ndarray:
 def uncertainty(
     probabilities: np.ndarray,  # floats (n, 10), rows summing to 1
     members=(),                 # of a vote: arrays like `probabilities`, whose mean it is
-) -> pd.DataFrame:  # a row a digit: margin (0 to 1), entropy and disagreement (0 to 2.3 nats)
+) -> pd.DataFrame:  # by digit: one_minus_margin (0 to 1), entropy, disagreement (0 to 2.3 nats)
     """Measure how uncertain each prediction is; higher is less certain.
 
-    Without members there is no disagreement. Raises `DataError` for bad probabilities."""
+    The margin is the difference of the two highest probabilities. Without members there is no
+    disagreement. Raises `DataError` for bad probabilities."""
     n = len(np.atleast_1d(probabilities))
     probabilities = check_probabilities(probabilities, n)
     second, first = np.sort(probabilities, axis=1)[:, -2:].T
-    table = pd.DataFrame({"margin": 1 - (first - second), "entropy": _entropy(probabilities)})
+    margin = first - second
+    table = pd.DataFrame({"one_minus_margin": 1 - margin, "entropy": _entropy(probabilities)})
     if len(members):
         entropies = [_entropy(check_probabilities(member, n)) for member in members]
         table["disagreement"] = (table["entropy"] - np.mean(entropies, axis=0)).clip(0)

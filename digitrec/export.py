@@ -233,7 +233,7 @@ def _onnx_model(models: list):
     checker.check_model(model, full_check=True)
     return model
 
-# %% ../nbs/12_export.ipynb #09ec2ae4
+# %% ../nbs/12_export.ipynb #a7385440
 def to_onnx(
     models: list,       # Keras models: one, or the members of a vote
     path: str | Path,   # of the file to write
@@ -241,9 +241,9 @@ def to_onnx(
     """Write models as one ONNX file: `images` float32 (n, 28, 28), 0 to 255, to `probabilities`
     float32 (n, models, 10).
 
-    Weights are stored in half precision (11 bits, a relative error of at most 2^-11). Raises
-    `ImportError` if onnx is not installed, `ValueError` for a layer or a setting without a
-    translation, and `DataError` if the file cannot be written."""
+    Weights are stored in half precision: 11 bits, with a relative error of at most 2^-11, or
+    2^-25 in absolute terms. Raises `ImportError` if onnx is not installed, `ValueError` for a
+    layer or a setting without a translation, and `DataError` if the file cannot be written."""
     try:
         import onnx  # noqa: F401
     except ImportError:

@@ -12,7 +12,7 @@ from .training import keras
 # %% ../nbs/06_mlp.ipynb #65b876d3
 layers = keras.layers
 
-# %% ../nbs/06_mlp.ipynb #c1b4b20d
+# %% ../nbs/06_mlp.ipynb #37c27bd1
 def _block(x, units: int = 200, dropout: float = 0.2):
     "Dense, batch norm, ReLU, dropout"
     x = layers.BatchNormalization()(layers.Dense(units)(x))
@@ -22,7 +22,8 @@ def _block(x, units: int = 200, dropout: float = 0.2):
 def _pixels():
     "The input, images from 0 to 255, and their 784 pixels from 0 to 1"
     images = keras.Input((28, 28))
-    return images, layers.Flatten()(layers.Rescaling(1 / 255)(images))
+    flatten = layers.Flatten(data_format="channels_last")  # whatever this machine is set to
+    return images, flatten(layers.Rescaling(1 / 255)(images))
 
 # %% ../nbs/06_mlp.ipynb #e79dafbc
 @register

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NAMES', 'MAX_MODEL', 'default_recipe', 'build', 'check_replaceable', 'save', 'load']
 
-# %% ../nbs/12c_models.ipynb #0a92c0c8
+# %% ../nbs/12c_models.ipynb #dc610f35
 import glob
+import json
 import os
 import shutil
 import uuid
@@ -108,30 +109,55 @@ def _move_in(fresh: Path, path: Path):
         _spare(path).rename(path)
         _remove(aside)
 
-# %% ../nbs/12c_models.ipynb #764e2264
+# %% ../nbs/12c_models.ipynb #3a6f3d40
 def _known_files(folder: Path) -> set[str]:
-    "The names that a saved net or ensemble may have in its folder"
+    "The files and folders that a saved net or ensemble may have, by their paths in its folder"
+    of_a_net = {"net.json", "net.weights.h5"}
     if (folder / "net.json").is_file():
-        return {"net.json", "net.weights.h5"}
+        return of_a_net
     if not (folder / "ensemble.json").is_file():
         return set()
     about = read_json(folder / "ensemble.json")
     members = about.get("members") if isinstance(about, dict) else None
-    return {"ensemble.json", "oof.npy", *map(str, members or [])}
+    known = {"ensemble.json", "oof.npy"}
+    for member in members if isinstance(members, list) else []:
+        known |= {str(member), *(f"{member}/{name}" for name in of_a_net)}
+    return known
+
+
+def _other_files(folder: Path, known: set[str], start: str = ""):
+    "Yield what is not known in a folder, at any depth."
+    for entry in sorted(folder.iterdir()):
+        if start + entry.name not in known:
+            yield start + entry.name
+        elif entry.is_dir() and not entry.is_symlink():
+            yield from _other_files(entry, known, f"{start}{entry.name}/")
+
+# %% ../nbs/12c_models.ipynb #3ca17174
+def _is_saved_file(path: Path) -> bool:
+    "Whether `_write_file` wrote a file: whether it is a zip with skops's description"
+    if not path.is_file():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "_skops_version" in json.loads(archive.read("schema.json"))
+    except Exception:  # zipfile raises nearly anything on a damaged file
+        return False
 
 
 def check_replaceable(
     path: Path,  # where `save` is to write
 ):
-    "Raise `DataError` for no name, and for a folder with files that `save` did not write."
+    "Raise `DataError` for no name, and for a file, or a folder with files, not written by `save`."
     if not path.name:
         raise DataError(path, "no name", "the name of a file or folder to write")
-    if path.is_symlink() or not path.is_dir():
-        return
-    others = sorted({entry.name for entry in path.iterdir()} - _known_files(path))
-    if others:
-        expected = "a new path, or one where `save` wrote a recogniser"
-        raise DataError(path, f"a folder with other files ({others[0]!r})", expected)
+    expected = "a new path, or one where `save` wrote a recogniser"
+    if path.is_dir():
+        other = next(_other_files(path, _known_files(path)), None)
+        if other:
+            raise DataError(path, f"a folder with other files ({other!r})", expected)
+    elif os.path.lexists(path) and not _is_saved_file(path):
+        raise DataError(path, "a file that `save` did not write", expected)
 
 # %% ../nbs/12c_models.ipynb #c8fc71ea
 def _untrusted(path: Path) -> list[str]:

@@ -25,14 +25,15 @@ from rich.markup import escape
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-# %% ../nbs/05_training.ipynb #7dddd0c5
+# %% ../nbs/05_training.ipynb #4d491bc9
 from . import __version__
 from .backend import choose_backend, distribute
 from .data import (
     DataError, Digits, atomic_write, check_images, check_integers, read_json, split, write_json)
 from .eda import PALETTE
 from .nets import (
-    build_models, build_net, computing_in, epoch_order, predict_model, seeded, variable_values)
+    build_models, build_net, computing_in, epoch_order, fused_batch_norm, predict_model, seeded,
+    variable_values)
 from .recipe import (
     Recipe, RecipeParams, best_epoch, recipe_from_dict, recipe_to_dict, registered)
 from .scores import accuracy, nll, predict_with_tta
@@ -55,22 +56,20 @@ def _batches(images, targets, order, batch_size) -> dict:
     options.autotune.enabled = False
     return {"x": data.with_options(options), "shuffle": False}
 
-# %% ../nbs/05_training.ipynb #833309ce
+# %% ../nbs/05_training.ipynb #1bf550f7
 class _Losses(keras.callbacks.Callback):
-    "Collect the running loss of each step, unread."
-
-    async_safe = True
+    "Collect the running loss of each step."
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.losses = []
+        self.losses = {}
 
     def on_train_batch_end(self, step, logs=None):
-        self.losses.append(logs["loss"])
+        self.losses[step] = float(logs["loss"])
 
     def first_bad(self) -> int | None:
         "The first step whose loss is not finite, from 0"
-        bad = np.flatnonzero(~np.isfinite([float(loss) for loss in self.losses]))
-        return int(bad[0]) if len(bad) else None
+        bad = [step for step, loss in self.losses.items() if not np.isfinite(loss)]
+        return min(bad, default=None)
 
 # %% ../nbs/05_training.ipynb #03c3fc4b
 DAMAGED = (  # what NumPy, zipfile and HDF5 raise on a file that is not what it should be
@@ -129,9 +128,9 @@ def _is_history(rows) -> bool:
 
     return isinstance(rows, list) and all(is_row(i, row) for i, row in enumerate(rows))
 
-# %% ../nbs/05_training.ipynb #78787cee
+# %% ../nbs/05_training.ipynb #e5e03a27
 def _describe(recipe: Recipe, seed: int, digits: Digits, validation) -> dict:
-    "Say what a run is, as JSON: it resumes only from a state that says the same"
+    "Describe a run, as JSON: it resumes only from a state with the same description."
     return {"recipe": recipe_to_dict(recipe), "seed": int(seed),
             "trained on": digest(digits.images, digits.labels),
             "validated on": digest(*validation) if validation else None}
@@ -147,9 +146,29 @@ def run_folder(
     checksum = hashlib.sha256(text.encode()).hexdigest()[:10]
     return Path(folder) / f"{name}-seed{about['seed']}-{checksum}"
 
-# %% ../nbs/05_training.ipynb #6f10ce2a
+# %% ../nbs/05_training.ipynb #af3ddf51
+def _checksum(model) -> str:
+    "A checksum of a model's layers and their settings, without the names that Keras numbers"
+    def settings(layer):
+        try:
+            return [type(layer).__name__, {**layer.get_config(), "name": None}]
+        except NotImplementedError:  # a layer of the user's own
+            return [type(layer).__name__]
+
+    text = json.dumps([keras.__version__, *map(settings, model.layers)], default=str)
+    return keras.__version__ + " " + hashlib.sha256(text.encode()).hexdigest()
+
+# %% ../nbs/05_training.ipynb #63260026
+def _check_layers(model, checksum: str | None, path: Path):
+    "Raise `DataError` if this Keras would have computed another checksum of the saved layers."
+    own, by = _checksum(model), str(checksum).split()[0]
+    if by == keras.__version__ and checksum != own:
+        raise DataError(path, "weights of a net whose code has changed since",
+                        "the old code; delete the folder to train anew")
+
+# %% ../nbs/05_training.ipynb #4c7f6f03
 def _with_outliers(recipe: Recipe, digits: Digits, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    "Images and one-hot targets of digits, and of non-digits where the recipe asks for them"
+    "Images and one-hot targets of digits, and of non-digits if the recipe has outlier exposure"
     targets = np.eye(10, dtype=np.float32)[digits.labels]
     if not recipe.outlier_exposure:
         return digits.images, targets
@@ -157,7 +176,7 @@ def _with_outliers(recipe: Recipe, digits: Digits, seed: int) -> tuple[np.ndarra
     equal = np.full((len(outliers), 10), 0.1, np.float32)
     return np.concatenate([digits.images, outliers]), np.concatenate([targets, equal])
 
-# %% ../nbs/05_training.ipynb #0ad59ea4
+# %% ../nbs/05_training.ipynb #3c4fade1
 class _Run:
     "One net's way through its epochs"
 
@@ -188,6 +207,7 @@ class _Run:
                 and (not self.best or _fit(self.best, self.model.variables)))
         if not fits or {**about, **self.about} != about:
             raise DataError(path, "a state of another run", "this run's; delete it to restart")
+        _check_layers(self.model, about.get("layers"), path)
         self.rows = about["rows"]
         _assign(self.variables, now)
 
@@ -203,28 +223,33 @@ class _Run:
         rate = float(keras.ops.convert_to_numpy(self.trainer.optimizer.learning_rate))
         order = epoch_order(len(self.images), self.batch_size, self.seed, epoch)
         batches = _batches(self.images, self.targets, order, self.batch_size)
-        with computing_in(self.recipe.precision, self.model):
-            result = self.trainer.fit(**batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0,
-                                      callbacks=[watch, *callbacks]).history
-        step = watch.first_bad()
-        if step is None and not self._is_finite():  # the last step's update burst the weights
-            step = len(watch.losses) - 1
-        if step is not None:
+        try:
+            with computing_in(self.recipe.precision, self.model), fused_batch_norm(self.model):
+                result = self.trainer.fit(
+                    **batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0,
+                    callbacks=[watch, *callbacks]).history
+            self._check_finite(watch)
+        except BaseException:  # an interrupt, too: no weights from the middle of an epoch
             _assign(self.variables, good)
-            raise FloatingPointError(
-                f"recipe {self.recipe.name}, epoch {epoch + 1}, step {step + 1}: the loss is not "
-                f"finite; expected a learning rate below {self.recipe.learning_rate}")
+            raise
         row = {"epoch": epoch + 1, "loss": result["loss"][0], "accuracy": result["accuracy"][0],
                "learning_rate": rate, "seconds": time.perf_counter() - start}
         self.rows.append(row | self._validate())
         if self.recipe.monitor and best_epoch(self.rows, self.recipe) == epoch + 1:
             self.best = variable_values(self.model.variables)
 
-    def _is_finite(self) -> bool:
+    def _check_finite(self, watch: _Losses):
         with np.errstate(invalid="ignore"):
             predicted = predict_model(self.model, self.digits.images[:128])
         values = [predicted, *variable_values(self.trainer.variables)]
-        return all(np.isfinite(value).all() for value in values)
+        step = watch.first_bad()
+        if step is None and not all(np.isfinite(value).all() for value in values):
+            step = max(watch.losses)  # the last step's update burst the weights
+        if step is not None:
+            raise FloatingPointError(
+                f"recipe {self.recipe.name}, epoch {len(self.rows) + 1}, step {step + 1}: loss or "
+                "weights are not finite; expected a learning rate below "
+                f"{self.recipe.learning_rate}")
 
     def _validate(self) -> dict:
         if not self.validation:
@@ -235,7 +260,7 @@ class _Run:
         right = accuracy(labels, probabilities.argmax(axis=1))
         return {"val_loss": nll(labels, probabilities), "val_accuracy": right.value}
 
-# %% ../nbs/05_training.ipynb #81347f15
+# %% ../nbs/05_training.ipynb #c3b57225
 @contextmanager
 def progress(verbose: bool = True):
     "Give a function that shows a line in place of the one before it."
@@ -257,17 +282,22 @@ def _progress_line(rows: list[dict], recipe: Recipe) -> str:
     validation = f", validation {row['val_accuracy']:.4f}" if "val_accuracy" in row else ""
     return (f"{recipe.name}, epoch {row['epoch']} of {recipe.epochs}: loss {row['loss']:.4f}, "
             f"accuracy {row['accuracy']:.4f}{validation}; {seconds:.1f} s an epoch, "
-            f"at most {(recipe.epochs - len(rows)) * seconds:.0f} s left")
+            f"about {(recipe.epochs - len(rows)) * seconds:.0f} s left")
 
-# %% ../nbs/05_training.ipynb #4265ff51
-def _check_settings(recipe, seed):
+# %% ../nbs/05_training.ipynb #7d168938
+def _check_settings(recipe, seed, callbacks=()):
     if not isinstance(recipe, Recipe):
         raise ValueError(f"Net: recipe = {recipe!r}; expected a Recipe")
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"Net: seed = {seed!r}; expected a whole number, 0 or more")
     registered(recipe.net)
+    for callback in callbacks:
+        name = type(callback).__name__
+        if name in ("EarlyStopping", "ReduceLROnPlateau"):  # each epoch is a `fit` that resets them
+            raise ValueError(f"Net: callbacks have {name}, which counts epochs; expected the "
+                             "recipe's monitor and patience, or its schedule")
 
-
+# %% ../nbs/05_training.ipynb #d14e3d27
 def _check_digits(images, labels, name: str, groups=None) -> Digits:
     images = check_images(images, name)
     labels = check_integers(labels, f"labels of {name}", len(images), 9)
@@ -289,7 +319,7 @@ def _training_and_validation(recipe, seed, digits: Digits, validation):
         raise DataError("validation digits", found, "a pair: images and labels")
     return digits, (held.images, held.labels)
 
-# %% ../nbs/05_training.ipynb #bf7ada70
+# %% ../nbs/05_training.ipynb #73c7e722
 WEIGHTS, NET_JSON = "net.weights.h5", "net.json"
 
 
@@ -298,7 +328,8 @@ class Net(ClassifierMixin, RecipeParams):
 
     Fitted, it has `model_` (the Keras model, without augmentation), `history_` (a table, a row an
     epoch), `best_epoch_` (whose weights it has), `seconds_` (to build and train it, without
-    validation), `folder_` (of its run, or None), `classes_` and `n_features_in_`."""
+    validation), `folder_` (of its run, or None), `classes_` and `n_features_in_`. With outlier
+    exposure, `loss` and `accuracy` of the history count the non-digits, too."""
 
     def __init__(
         self,
@@ -306,7 +337,7 @@ class Net(ClassifierMixin, RecipeParams):
         seed: int = 0,                     # of weights, order, dropout and augmentation; 0 or more
         folder: str | Path | None = None,  # write the run to a folder inside, and resume from it
         verbose: bool = True,              # show progress
-        callbacks: tuple = (),             # Keras callbacks, called with each epoch
+        callbacks: tuple = (),             # Keras callbacks that remember nothing between epochs
     ):
         self.recipe, self.seed, self.folder = recipe, seed, folder
         self.verbose, self.callbacks = verbose, callbacks
@@ -321,8 +352,9 @@ class Net(ClassifierMixin, RecipeParams):
         """Train by the recipe, or resume this very run if the folder has it.
 
         Raises `DataError` for bad digits and damaged files, `ValueError` for bad settings, and
-        `FloatingPointError` if the loss is not finite; then the net keeps its last good epoch."""
-        _check_settings(self.recipe, self.seed)
+        `FloatingPointError` if the loss is not finite. After a failure or an interrupt, the net
+        has the weights of `best_epoch_`, if an epoch was finished."""
+        _check_settings(self.recipe, self.seed, self.callbacks)
         digits = _check_digits(images, labels, "training digits", groups)
         split_digits = _training_and_validation(self.recipe, self.seed, digits, validation)
         for name in [name for name in vars(self) if name.endswith("_")]:
@@ -331,6 +363,8 @@ class Net(ClassifierMixin, RecipeParams):
         folder = run_folder(self.folder, run.about) if self.folder else None
         if folder and (folder / NET_JSON).exists():
             self._take_over(Net.load(folder))
+            with progress(self.verbose) as show:
+                show(f"{self.recipe.name}, seed {self.seed}: trained before, in {folder.name}")
         else:
             self._train(run, folder)
         self.folder_ = folder
@@ -345,22 +379,24 @@ class Net(ClassifierMixin, RecipeParams):
     def _train(self, run: _Run, folder: Path | None):
         state = folder / "state.npz" if folder else None
         run.start(state)
-        with distribute(), progress(self.verbose) as show:
-            while not run.is_over():
-                run.train_epoch(self.callbacks)
-                self._take(run)
-                show(_progress_line(run.rows, self.recipe))
-                if state:
-                    about = {**run.about, "rows": run.rows}
-                    _write_state(state, about, variable_values(run.variables), run.best)
-        self._take(run)
-        if run.best:
-            _assign(run.model.variables, run.best)
+        try:
+            with distribute(), progress(self.verbose) as show:
+                while not run.is_over():
+                    run.train_epoch(self.callbacks)
+                    self._take(run)
+                    show(_progress_line(run.rows, self.recipe))
+                    if state:
+                        about = {**run.about, "rows": run.rows, "layers": _checksum(run.model)}
+                        _write_state(state, about, variable_values(run.variables), run.best)
+            self._take(run)
+        finally:  # after a failure, too: the weights of `best_epoch_`
+            if run.best:
+                _assign(run.model.variables, run.best)
         if folder:
             self.save(folder)
 
     def _take(self, run: _Run):
-        "Take what the run has come to: if the next epoch fails, this is what there is."
+        "Store the run's model and history on the net, after each epoch."
         self.model_, self.about_ = run.model, run.about
         self._take_history(run.rows)
 
@@ -401,7 +437,8 @@ class Net(ClassifierMixin, RecipeParams):
                     "backend": keras.backend.backend()}
         history = self.history_.reset_index().to_dict("records")
         write_json(folder / NET_JSON, {**self.about_, "files": {WEIGHTS: sha256},
-                                       "versions": versions, "history": history})
+                                       "layers": _checksum(self.model_), "versions": versions,
+                                       "history": history})
         return folder
 
     @classmethod
@@ -411,16 +448,17 @@ class Net(ClassifierMixin, RecipeParams):
     ) -> "Net":
         """Load a net: its weights into a model that our own code builds.
 
-        Raises `DataError` if a file is missing or damaged, the weights' SHA-256 is another, or the
-        net's name is not registered."""
-        net, sha256 = _read_net(Path(folder) / NET_JSON)
+        Raises `DataError` if a file is missing or damaged, the weights' SHA-256 is another, the
+        net's name is not registered, or its code has changed."""
+        net, sha256, layers = _read_net(Path(folder) / NET_JSON)
         net.model_ = _load_model(net.recipe, Path(folder) / WEIGHTS, sha256)
+        _check_layers(net.model_, layers, Path(folder) / WEIGHTS)
         net.folder_ = Path(folder)
         return net
 
-# %% ../nbs/05_training.ipynb #f9b8b42c
-def _read_net(path: Path) -> tuple[Net, str]:
-    "A net without its model, and the SHA-256 of its weights. Raises `DataError`."
+# %% ../nbs/05_training.ipynb #dc16cd50
+def _read_net(path: Path) -> tuple[Net, str, str | None]:
+    "A net without its model, the SHA-256 of its weights, the layers' checksum; or `DataError`"
     about = read_json(path, "the description of a net, as `save` wrote it")
     try:
         net = Net(recipe_from_dict(about["recipe"]), about["seed"])
@@ -434,7 +472,7 @@ def _read_net(path: Path) -> tuple[Net, str]:
     except (*DAMAGED, ImportError) as error:
         found = f"no description of a known net ({type(error).__name__}: {error})"
         raise DataError(path, found, "what `save` wrote") from error
-    return net, sha256
+    return net, sha256, about.get("layers")
 
 # %% ../nbs/05_training.ipynb #583225ac
 def _load_model(recipe: Recipe, path: Path, sha256: str):
@@ -462,20 +500,21 @@ def _tidy(folder: Path):
             path.unlink(missing_ok=True)
     (folder / "state.npz").unlink(missing_ok=True)
 
-# %% ../nbs/05_training.ipynb #654f695f
+# %% ../nbs/05_training.ipynb #03b15826
 def plot_history(
     net: Net,          # fitted
     title: str = "",
 ) -> plt.Figure:
-    "Draw loss and accuracy of each epoch, with the best epoch marked."
+    "Draw loss and accuracy of each epoch, and mark the one whose weights the net has."
     figure, axes = plt.subplots(1, 2, figsize=(9, 3))
     history, best = net.history_, net.best_epoch_
+    chosen = "restored" if net.recipe.monitor else "the last"
     for ax, name in zip(axes, ("loss", "accuracy"), strict=True):
         ax.plot(history.index, history[name], color=PALETTE[0], label="training")
         if f"val_{name}" in history:
             validation = history[f"val_{name}"]
             ax.plot(history.index, validation, color=PALETTE[1], label="validation")
-            ax.plot(best, validation[best], "o", color=PALETTE[1], label=f"epoch {best}, restored")
+            ax.plot(best, validation[best], "o", color=PALETTE[1], label=f"epoch {best}, {chosen}")
         ax.set(xlabel="epoch", ylabel="loss (nats)" if name == "loss" else name)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
@@ -483,11 +522,12 @@ def plot_history(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/05_training.ipynb #39688945
+# %% ../nbs/05_training.ipynb #fb262f25
 def history_table(
     net: Net,  # fitted
 ) -> pd.DataFrame:  # rows loss and accuracy, columns training and validation
-    "Show loss and accuracy in the epoch whose weights were restored."
+    """Show loss and accuracy of the epoch whose weights the net has: the means over that epoch
+    in training, and on the validation digits after it."""
     row, names = net.history_.loc[net.best_epoch_], ["loss", "accuracy"]
     validation = row.reindex([f"val_{name}" for name in names])
     return pd.DataFrame({"training": row[names], "validation": validation.to_numpy()})

@@ -1,8 +1,10 @@
 """The command, as its user calls it: in a process of its own, on real files."""
 
+import errno
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,12 +13,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from files import contents, idx, npy, npz, zipped
 from PIL import Image
 
-from digitrec import __version__
-from digitrec.cli import gather_recipes
+from digitrec import __version__, cli
+from digitrec.cli import Plan, gather_recipes
 from digitrec.sources import load, read_csv
 
 DATA = os.environ.get("DIGITREC_DATA")
@@ -121,21 +124,21 @@ def test_json_has_an_object_for_every_input(tmp_path):
     printed, status = digitrec(
         "predict", "--json", "blank.png", "three.csv", "none.png", cwd=tmp_path, code=1
     )
-    answers = objects(printed)
-    assert [answer["file"] for answer in answers] == ["blank.png", *["three.csv"] * 3, "none.png"]
-    assert set(answers[0]) == set(answers[4]) == {"file", "error"} and not status
-    for i, answer in enumerate(answers[1:4]):
-        assert set(answer) == {"file", "index", "digit", "probability", "rejected", "probabilities"}
-        assert (answer["index"], answer["digit"]) == (i, TEST.labels[10 + i]) and answer[
+    results = objects(printed)
+    assert [result["file"] for result in results] == ["blank.png", *["three.csv"] * 3, "none.png"]
+    assert set(results[0]) == set(results[4]) == {"file", "error"} and not status
+    for i, result in enumerate(results[1:4]):
+        assert set(result) == {"file", "index", "digit", "probability", "rejected", "probabilities"}
+        assert (result["index"], result["digit"]) == (i, TEST.labels[10 + i]) and result[
             "rejected"
         ] is False
-        assert len(answer["probabilities"]) == 10 and sum(answer["probabilities"]) == pytest.approx(
+        assert len(result["probabilities"]) == 10 and sum(result["probabilities"]) == pytest.approx(
             1, abs=1e-4
         )
         assert (
-            answer["probability"]
-            == max(answer["probabilities"])
-            == answer["probabilities"][answer["digit"]]
+            result["probability"]
+            == max(result["probabilities"])
+            == result["probabilities"][result["digit"]]
         )
 
 
@@ -146,14 +149,14 @@ def test_standard_input_and_folders_are_read(tmp_path):
     printed, _ = digitrec(
         "predict", "--json", "scans", "-", cwd=tmp_path, stdin=paths[0].read_bytes()
     )
-    answers = objects(printed)
-    assert [answer["file"] for answer in answers] == [
+    results = objects(printed)
+    assert [result["file"] for result in results] == [
         "scans/0.png",
         "scans/2.png",
         "scans/3.png",
         "-",
     ]
-    assert answers[0]["probabilities"] == answers[-1]["probabilities"]
+    assert results[0]["probabilities"] == results[-1]["probabilities"]
     assert "standard input" in digitrec("predict", "-", cwd=tmp_path, stdin=b"", code=1)[1]
     (tmp_path / "empty").mkdir()
     assert "a folder without pictures" in digitrec("predict", "empty", cwd=tmp_path, code=1)[1]
@@ -184,6 +187,22 @@ def test_a_table_becomes_a_submission(tmp_path):
     assert not (tmp_path / "x.csv").exists()
 
 
+@pytest.mark.parametrize("out", ["five.csv", "./five.csv", "link.csv", "hard.csv", "-"])
+def test_a_submission_does_not_replace_its_table(tmp_path, out):
+    path = table(TEST.images[10:15], tmp_path / "five.csv")
+    (tmp_path / "link.csv").symlink_to(path)
+    os.link(path, tmp_path / "hard.csv")
+    before = contents(tmp_path)
+    program = [sys.executable, "-m", "digitrec", "predict"]
+    args = ["-", "--out", "five.csv"] if out == "-" else ["five.csv", "--out", out]
+    with open(path, "rb") as stdin:
+        done = subprocess.run(
+            [*program, *args], cwd=tmp_path, stdin=stdin, capture_output=True, text=True
+        )
+    assert done.returncode == 2 and "another file than the table itself" in done.stderr
+    assert contents(tmp_path) == before and (tmp_path / "link.csv").is_symlink()
+
+
 def test_a_bad_file_does_not_stop_the_others(tmp_path):
     (tmp_path / "blank.png").write_bytes(b"")
     picture(TEST.images[0], tmp_path / "good.png")
@@ -192,6 +211,29 @@ def test_a_bad_file_does_not_stop_the_others(tmp_path):
     )
     assert printed.startswith("good.png") and len(printed.splitlines()) == 1
     assert "blank.png" in status and "missing.png" in status
+
+
+def test_a_folder_that_cannot_be_read_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    from typer.testing import CliRunner
+
+    for name in ("before", "locked", "after"):
+        (tmp_path / name).mkdir()
+        picture(TEST.images[0], tmp_path / name / "good.png")
+    (tmp_path / "after" / "folder.png").mkdir()  # no picture, whatever its name
+    iterdir = Path.iterdir
+
+    def locked(path):
+        if path.name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", locked)  # for root, no folder is locked
+    folders = [str(tmp_path / name) for name in ("before", "locked", "after")]
+    done = CliRunner().invoke(cli.app, ["predict", "--json", *folders])
+    results = objects(done.stdout)
+    assert done.exit_code == 1 and ["digit" in result for result in results] == [True, False, True]
+    expected = f"{folders[1]}: found Permission denied; expected a folder that can be read"
+    assert results[1] == {"file": folders[1], "error": expected}
 
 
 # Errors and help
@@ -252,14 +294,12 @@ def test_errors_by_kind():
 
 def test_help_is_light_and_whole(tmp_path):
     assert digitrec("--version", cwd=tmp_path)[0] == f"digitrec {__version__}\n"
-    for command in ([], ["run"], ["predict"], ["recipes"], ["info"]):
+    for command in ([], ["run"], ["predict"], ["recipes"], ["info"], ["draw"]):
         for flag in ("-h", "--help"):
-            assert "Usage: digitrec" in digitrec(*command, flag, cwd=tmp_path, COLUMNS="60")[0]
-    for command in ("run", "predict", "info"):
-        assert (
-            f"\n  digitrec {command} "
-            in digitrec(command, "-h", cwd=tmp_path)[0] + "\n  digitrec info "
-        )
+            printed = digitrec(*command, flag, cwd=tmp_path, COLUMNS="60")[0]
+            assert "Usage: digitrec" in printed
+        assert re.search(rf"\n  digitrec {''.join(command)}", printed), "no example"
+        assert not re.search(r"<\w+", printed), "a type of Python's"
     assert "--install-completion" in digitrec("-h", cwd=tmp_path)[0]
     script = (
         "import sys, digitrec.cli; sys.argv = ['digitrec', '-h']\ntry: digitrec.cli.app()\n"
@@ -287,10 +327,36 @@ def test_recipes_are_listed(tmp_path):
 
     rows = json.loads(digitrec("recipes", "--json", cwd=tmp_path)[0])
     assert [row["recipe"] for row in rows] == list(RECIPES) and all(row["by"] for row in rows)
-    assert {row["recipe"] for row in rows if row["errors_of_10000"]} == {"record", "small", "tiny"}
     printed = digitrec("recipes", cwd=tmp_path)[0]
-    assert len(printed.splitlines()) == 1 + len(RECIPES)
+    assert len(printed.splitlines()) == 3 + len(RECIPES)
     assert len({len(line) for line in printed.splitlines()}) == 1
+    header = " ".join(" ".join(printed.splitlines()[:3]).split())
+    assert header.startswith("errors of 10,000 MNIST test digits,")
+    assert "mean ± sd (seeds)" in header
+    for row, line in zip(rows, printed.splitlines()[3:], strict=True):
+        assert line.split()[-2] == ("yes" if RECIPES[row["recipe"]].tta else "no")
+
+
+def test_errors_in_the_list_are_those_of_the_log():
+    from digitrec.recipe import RECIPES
+
+    log = pd.read_csv(Path(__file__).parent.parent / "nbs/experiments.csv")
+    log = log[(log.group == "test") & log.name.isin(list(RECIPES))]
+    expected = {}
+    for name, rows in log.sort_values("seed").groupby("name"):
+        rows = rows[rows.epochs == RECIPES[name].epochs]  # the log trains one recipe for less
+        if rows.empty:
+            continue
+        errors = rows.errors_tta if RECIPES[name].tta else rows.errors
+        minutes = round(rows.seconds.mean() / 60, 1)
+        expected[name] = (tuple(errors.astype(int).tolist()), minutes)
+    assert expected == cli._MEASURED  # paste `expected` into chapter 13 after new experiments
+    assert list(cli._MEASURED) == [name for name in RECIPES if name in expected]
+
+
+def test_a_spread_over_seeds():
+    assert cli._spread([37, 34, 26, 33, 28]) == "31.6 ± 4.5 (5)"
+    assert [cli._spread(errors) for errors in ([83, 85], [83], [])] == ["83, 85", "83", "–"]
 
 
 @nets
@@ -312,6 +378,12 @@ def test_info_says_what_is_here(tmp_path):
         "mnist",
     }
     assert about["shipped"]["tiny"]["parameters"] == 8066 and isinstance(about["extras"], dict)
+
+
+def test_info_names_no_home_folder(tmp_path):
+    env = {"HOME": str(tmp_path), "DIGITREC_DATA": str(tmp_path / "digits")}
+    printed = digitrec("info", cwd=tmp_path, KERAS_HOME="", **env)[0]
+    assert str(tmp_path) not in printed and f"~{os.sep}digits" in printed
 
 
 @nets
@@ -359,9 +431,16 @@ def test_a_run_of_ones_own_predicts(svm_run, tmp_path):
     (tmp_path / "ubyte").write_bytes(idx(TEST.images[:80]))
     printed, _ = digitrec("predict", "--model", svm_run[0], "ubyte", "--json", cwd=tmp_path)
     rows = np.loadtxt(svm_run[0] / "submission.csv", int, delimiter=",", skiprows=1)
-    answers = objects(printed)
-    assert [answer["digit"] for answer in answers] == rows[:80, 1].tolist()
-    assert not any(answer["rejected"] for answer in answers)
+    results = objects(printed)
+    assert [result["digit"] for result in results] == rows[:80, 1].tolist()
+    assert not any(result["rejected"] for result in results)
+
+
+def test_strict_needs_a_model_that_rejects(svm_run, tmp_path):
+    picture(TEST.images[0], tmp_path / "x.png")
+    args = ["predict", "--model", svm_run[0], "x.png", "--strict"]
+    printed, status = digitrec(*args, cwd=tmp_path, code=2)
+    assert "this model has no threshold and rejects nothing" in status and not printed
 
 
 def test_a_refused_run_keeps_the_files_of_the_last_one(svm_run, tmp_path):
@@ -370,6 +449,43 @@ def test_a_refused_run_keeps_the_files_of_the_last_one(svm_run, tmp_path):
     (tmp_path / "test.csv").write_text("pixel0\n2\n")
     _, status = digitrec("run", "--data", ".", "--out", svm_run[0], cwd=tmp_path, code=1)
     assert "train.csv, line 1" in status and contents(svm_run[0]) == before
+
+
+@pytest.mark.parametrize("name", ["submission.csv", "confusion.png", "scores.json"])
+def test_a_run_replaces_no_file_that_no_run_wrote(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text('{"mine": 1}')
+    before = contents(tmp_path)
+    args = ["run", "--data", "digits", "--recipe", "svm", "--out", "out"]
+    _, status = digitrec(*args, cwd=tmp_path, code=1)
+    assert "a file that no run wrote; expected an empty folder, or one of an earlier" in status
+    assert "train on" not in status and contents(tmp_path) == before
+
+
+def test_a_run_refuses_a_recogniser_of_another_kind(tmp_path):
+    (tmp_path / "recogniser").write_text("mine")
+    args = ["run", "--data", "digits", "--recipe", "svm", "--out", "."]
+    _, status = digitrec(*args, cwd=tmp_path, code=1)
+    assert "a file that `save` did not write" in status
+    assert contents(tmp_path) == {"recogniser": b"mine"}
+
+
+def test_a_run_that_was_stopped_while_it_wrote_is_repeated(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    args = ["run", "--data", "digits", "--recipe", "svm", "--out", str(tmp_path / "out")]
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "write_json", interrupted)
+        stopped = CliRunner().invoke(cli.app, args)
+    assert stopped.exit_code == 130 and "holds what is trained" not in stopped.stderr
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == FILES - {"scores.json"} | {".training"}
+    again = CliRunner().invoke(cli.app, args)
+    assert again.exit_code == 0 and "resume" not in again.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
 
 def test_without_test_labels_the_svm_is_scored_on_held_out_digits(unlabelled, tmp_path):
@@ -390,6 +506,53 @@ def test_too_few_digits_to_train_on(tmp_path):
     (tmp_path / "test.csv").write_text(f"{header}\n{row}\n")
     _, status = digitrec("run", "--data", ".", "--recipe", "svm", cwd=tmp_path, code=1)
     assert "16 digits of 2 classes" in status and not list((tmp_path / "digitrec-run").iterdir())
+
+
+# Progress
+
+
+def epochs_of(*seconds):
+    return [{"seconds": value, "loss": 0.5, "learning_rate": 0.1} for value in seconds]
+
+
+@pytest.mark.parametrize(
+    "n, epochs, members, seconds",
+    [
+        (3, 4, {0: (epochs_of(10, 2), False)}, 2 * 2 + 2 * (10 + 3 * 2)),
+        (3, 4, {0: (epochs_of(10, 2, 2, 2), True)}, 2 * (10 + 3 * 2)),
+        (2, 3, {0: (epochs_of(10, 2, 2), True), 1: (epochs_of(20), False)}, 2 * 2),
+        (3, 3, {0: (epochs_of(10, 2, 4), True), 1: (epochs_of(20), False)}, 2 * 3 + 15 + 2 * 3),
+        (3, 1, {0: (epochs_of(10), True)}, 2 * 10),
+        (5, 1, {0: (epochs_of(10), True), 1: (epochs_of(20), True)}, 3 * 15),
+        (2, 9, {0: (epochs_of(10, 2), True)}, 10 + 8 * 2),  # stopped early
+        (2, 2, {0: (epochs_of(10, 2), True), 1: (epochs_of(10, 2), True)}, 0),
+    ],
+)
+def test_first_and_later_epochs_are_averaged_apart(n, epochs, members, seconds):
+    plan = Plan("small", n, 0)
+    assert cli._seconds_left(plan, epochs, members) == seconds
+    line = cli._progress_line(plan, epochs, members)
+    assert (f"about {seconds} s left" in line) == (seconds > 0) == ("left" in line)
+
+
+def test_no_time_left_before_a_later_epoch():
+    plan = Plan("small", 2, 0)
+    assert "left" not in cli._progress_line(plan, 3, {0: (epochs_of(10), False)})
+
+
+def test_a_line_of_progress_is_printed_once(monkeypatch):
+    first, done = (epochs_of(9), False), (epochs_of(9, 1), True)
+    moments = [{}, {0: first}, {0: first}, {0: done}, *[{0: done}] * 9, {0: done, 1: first}]
+    moments += [{0: done, 1: (epochs_of(9, 1), False)}, {0: done, 1: done}, {0: done, 1: done}]
+    shown, clock, stops = [], iter(range(0, 10_000, 40)), iter([False] * 16 + [True])
+    states = iter(moments)
+    monkeypatch.setattr(cli, "_members_of", lambda *_: next(states))
+    monkeypatch.setattr(cli, "_say", shown.append)
+    monkeypatch.setattr(cli.time, "monotonic", lambda: 100 + next(clock))
+    stop = type("Stop", (), {"wait": lambda self, seconds: next(stops)})()
+    cli._watch(Plan("small", 2, 0), 2, Path(), stop, None)
+    places = [re.match(r"(net \d) of 2, (epoch \d)", line).groups() for line in shown]
+    assert places == [(f"net {i}", f"epoch {j}") for i in (1, 2) for j in (1, 2)]
 
 
 @nets

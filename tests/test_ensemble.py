@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from files import contents
 from sklearn.base import clone, is_classifier
@@ -19,6 +20,7 @@ from digitrec.data import DataError, Digits, split
 from digitrec.sources import load
 
 pytest.importorskip("keras", reason="needs Keras and an engine: digitrec[cpu], [gpu] or [tpu]")
+from digitrec import ensemble as ensembles
 from digitrec import training
 from digitrec.ensemble import ENSEMBLE_JSON, SPLITS, Ensemble, plot_folds, selection_bias, splits
 from digitrec.recipe import RECIPES, Augmentation
@@ -231,9 +233,19 @@ def test_a_vote_is_the_mean_of_the_members_probabilities(saved):
 
 def test_selection_bias_is_the_gain_of_choosing_by_the_fold(saved):
     table = selection_bias(saved.ensemble)
-    assert (table["selection bias"] >= 0).all()
     assert table["last epoch"].iloc[:2].tolist() == saved.ensemble.scores_.accuracy.tolist()
     assert len(plot_folds(saved.ensemble).axes) == 2
+
+
+def test_a_best_epoch_before_the_last_is_a_selection_bias(saved, monkeypatch):
+    for member, values in zip(saved.ensemble.members_, ([0.5, 0.9, 0.8], [0.1, 0.2, 0.3]),
+                              strict=True):
+        rows = {"val_accuracy": values, "val_loss": [3.0, 1.6, 1.7]}
+        monkeypatch.setattr(member, "history_", pd.DataFrame(rows, index=[1, 2, 3]))
+    bias = selection_bias(saved.ensemble)["selection bias"]
+    assert bias.tolist() == pytest.approx([0.1, 0.0, 0.05])
+    low, high = plot_folds(saved.ensemble).axes[0].get_ylim()
+    assert low < 1.6 and high > 1.7  # a loss may be above 1
 
 
 @pytest.mark.parametrize("function", [plot_folds, selection_bias])
@@ -242,7 +254,29 @@ def test_members_without_validation_digits_have_no_curves_of_folds(function):
         function(ensemble(split="seeds").fit(*DIGITS))
 
 
+@pytest.mark.parametrize("function", [plot_folds, selection_bias])
+def test_members_that_chose_their_epoch_by_other_digits_did_not_watch_the_fold(function):
+    recipe = replace(TINY, monitor="val_loss", validation_split=0.3)
+    with pytest.raises(ValueError, match="without validation digits"):
+        function(ensemble(recipe=recipe).fit(*DIGITS))
+
+
 # Side by side
+
+@pytest.mark.parametrize("allowed, expected", [
+    (None, ["0", "1", "0"]), ("3", ["3", "3", "3"]), ("2,5", ["2", "5", "2"]), ("-1", ["-1"] * 3)])
+def test_workers_share_the_gpus_that_they_may_use(monkeypatch, allowed, expected):
+    monkeypatch.setattr(ensembles.glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])
+    monkeypatch.setattr(ensembles.keras.backend, "backend", lambda: "jax")
+    taken = []
+    for worker in range(3):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if allowed is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+        ensembles._take_a_share(worker, 3)
+        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert taken == expected
+
 
 def test_members_trained_side_by_side_are_those_trained_in_turn(saved, capfd):
     both = ensemble(n_jobs=2).fit(*DIGITS)

@@ -168,9 +168,8 @@ def test_ties_in_the_three_likeliest_go_to_the_lower_digit():
 def test_uncertainty_stays_within_its_limits(n, seed, several):
     members = [random_digits(n, seed + i, noise=4)[1] for i in range(several)]
     table = uncertainty(np.mean(members, axis=0), members)
-    assert (
-        table["margin"].between(0, 1).all() and table["entropy"].between(0, np.log(10) + 1e-9).all()
-    )
+    assert table["one_minus_margin"].between(0, 1).all()
+    assert table["entropy"].between(0, np.log(10) + 1e-9).all()
     assert (table["disagreement"] >= 0).all() and (
         table["disagreement"] <= table["entropy"] + 1e-9
     ).all()
@@ -179,9 +178,10 @@ def test_uncertainty_stays_within_its_limits(n, seed, several):
 
 
 def test_a_single_recogniser_has_no_disagreement():
-    assert list(uncertainty(PROBABILITIES)) == ["margin", "entropy"]
+    assert list(uncertainty(PROBABILITIES)) == ["one_minus_margin", "entropy"]
     sure, lost = uncertainty(np.stack([np.eye(10)[3], np.full(10, 0.1)])).itertuples(index=False)
-    assert tuple(sure) == (0, 0) and lost.margin == 1 and np.isclose(lost.entropy, np.log(10))
+    assert tuple(sure) == (0, 0) and lost.one_minus_margin == 1
+    assert np.isclose(lost.entropy, np.log(10))
 
 
 # Corrections and writers

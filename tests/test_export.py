@@ -12,10 +12,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from files import error_message
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import digitrec
 from digitrec import export
@@ -31,6 +32,7 @@ from digitrec.export import (
     to_onnx,
     to_saved_model,
 )
+from digitrec.pictures import mnist_form
 from digitrec.recipe import RECIPES, registered
 from digitrec.scores import ece, nll
 from digitrec.sources import load
@@ -125,6 +127,42 @@ def test_what_is_no_digit_is_rejected(name):
         assert net.rejects(np.full((1, 28, 28), grey, np.uint8)).all()
     for images in noise:
         assert net.rejects(images.astype(np.uint8)).all()
+
+
+def cropped(image):
+    inked = np.flatnonzero(image.any(axis=0))
+    return image[:, inked[0] : inked[-1] + 1]
+
+
+def two_digits_apart(gap, n=60):
+    "Pairs of embedded test digits in one picture, each cropped, `gap` pixels apart"
+    chosen = TEST.images[np.random.default_rng(0).integers(0, len(TEST), (n, 2))]
+    space = np.zeros((28, gap))
+    rows = [np.hstack([cropped(left), space, cropped(right)]) for left, right in chosen]
+    return np.array([mnist_form(row) for row in rows])
+
+
+def printed_numbers():
+    "The numbers from 10 to 99 in the font that comes with matplotlib"
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font, rows = ImageFont.truetype(str(path), 72), []
+    for number in range(10, 100):
+        canvas = Image.new("L", (400, 160))
+        ImageDraw.Draw(canvas).text((50, 20), str(number), 255, font)
+        rows.append(mnist_form(np.asarray(canvas)))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(
+    "name, numbers", [("single", 0.9), ("vote", 0.9), ("small", 0.85), ("tiny", 0.75)]
+)
+def test_several_digits_are_rejected_and_single_digits_are_not(name, numbers):
+    "Measured, single to tiny: all pairs; .97, .98, .93, .87 of the numbers; .08 to .12 of digits."
+    net = load_pretrained(name)
+    assert net.rejects(two_digits_apart(8)).mean() >= 0.9
+    assert net.rejects(printed_numbers()).mean() >= numbers
+    rows = np.random.default_rng(0).choice(len(TEST), 300, replace=False)
+    assert net.rejects(TEST.images[rows]).mean() <= 0.15
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="DIGITREC_DATA names no folder with mnist")

@@ -205,6 +205,50 @@ def test_a_folder_with_other_files_is_not_replaced(net, vote, svm, tmp_path):
     assert "no name" in error_message(save, net, "")
 
 
+@nets
+@pytest.mark.parametrize(
+    "name", ["member-00/notes.txt", "member-01/old/notes.txt", "oof.npy/notes.txt", "old/notes.txt"]
+)
+def test_a_file_at_any_depth_keeps_its_folder(vote, svm, tmp_path, name):
+    path = save(vote, tmp_path / "vote")
+    file = path / name
+    if file.parent.is_file():
+        file.parent.unlink()
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    before = contents(tmp_path)
+    for recogniser in (vote, svm):
+        found = refused(path, save, recogniser, path).found
+        assert found == f"a folder with other files ({name.removesuffix('/notes.txt')!r})" or (
+            found == f"a folder with other files ({name!r})"
+        )
+    assert contents(tmp_path) == before
+
+
+@nets
+def test_a_file_that_save_did_not_write_is_not_replaced(net, svm, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "empty").write_text("")
+    for name, content in {"other": "{}", "list": "[]", "text": "mine"}.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("schema.json", content)
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("1.jpg", "mine")
+    (tmp_path / "link").symlink_to(tmp_path / "notes.txt")
+    before = contents(tmp_path)
+    names = [path.name for path in tmp_path.iterdir()]
+    for name in names:
+        for recogniser in (net, svm):
+            found = refused(tmp_path / name, save, recogniser, tmp_path / name).found
+            assert found == "a file that `save` did not write"
+    assert contents(tmp_path) == before and (tmp_path / "link").is_symlink()
+
+
+def test_what_is_no_file_is_not_replaced(svm, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "did not write" in refused(tmp_path / "pipe", save, svm, tmp_path / "pipe").found
+
+
 def test_the_shipped_nets_are_not_replaced(svm):
     before = contents(SHIPPED)
     assert "other files" in refused(SHIPPED, save, svm, SHIPPED).found

@@ -154,7 +154,7 @@ def test_the_gradient_is_what_an_experiment_finds(model):
 
 
 def test_a_confident_net_still_has_a_gradient():
-    "Clipped probabilities would have none, and a helpless net would look strong."
+    "Clipped probabilities would have none, and a weak net would seem robust."
     layers, rng = keras.layers, np.random.default_rng(0)
     model = keras.Sequential(
         [keras.Input((28, 28)), layers.Flatten(), layers.Dense(10, activation="softmax")]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from hashlib import sha256
 from types import SimpleNamespace
@@ -672,6 +673,14 @@ def test_a_layer_table_needs_weights():
         layer_table(keras.Sequential([keras.layers.Dense(10)]))
 
 
+def test_a_layer_table_counts_each_position_and_refuses_kernels_it_does_not_know():
+    layers, begin = keras.layers, [keras.Input((28, 28)), keras.layers.Reshape((28, 28, 1))]
+    dense = keras.Sequential([*begin, layers.Dense(3)])
+    assert layer_table(dense)["MACs"].tolist() == [0, 28 * 28 * 3]
+    with pytest.raises(ValueError, match="is a DepthwiseConv2D; expected Conv2D, Dense"):
+        layer_table(keras.Sequential([*begin, layers.DepthwiseConv2D(3)]))
+
+
 def test_the_published_recipes_are_as_published():
     third, fifth = RECIPES["triple-2021"], RECIPES["standardised-2017"]
     assert (third.patience, third.min_delta, third.monitor) == (10, 0.001, "val_loss")
@@ -715,6 +724,53 @@ def test_bfloat16_and_float32_reach_the_same_accuracy():
                .fit(train.images, train.labels).predict(test.images) != test.labels).sum()
               for precision in ("float32", "bfloat16") for seed in (0, 1)]
     assert abs(sum(errors[:2]) - sum(errors[2:])) <= 2 * np.sqrt(2 * max(sum(errors), 12)), errors
+
+
+@register
+def normed():
+    "A convolution and its batch norm"
+    layers = keras.layers
+    return keras.Sequential([
+        keras.Input((28, 28)), layers.Rescaling(1 / 255), layers.Reshape((28, 28, 1)),
+        layers.Conv2D(4, 3, strides=2, activation="relu"), layers.BatchNormalization(),
+        layers.Flatten(), layers.Dense(10, activation="softmax")])
+
+
+ON_TENSORFLOW = pytest.mark.skipif(keras.backend.backend() != "tensorflow",
+                                   reason="fused batch norm is TensorFlow's")
+
+
+@ON_TENSORFLOW
+def test_the_steps_normalise_by_the_fused_operation_and_the_net_stays_keras():
+    recipe = Recipe("normed", "normed", epochs=1)
+    net = Net(recipe, verbose=False).fit(*DIGITS)
+    norms = [layer for layer in net.model_.layers
+             if type(layer) is keras.layers.BatchNormalization]
+    assert norms and not any("call" in vars(layer) for layer in norms)
+
+    def operations():
+        import tensorflow
+        call = tensorflow.function(lambda x: net.model_(x, training=True))
+        graph = call.get_concrete_function(np.zeros((4, 28, 28), np.float32)).graph
+        return {operation.type for operation in graph.get_operations()}
+
+    assert "FusedBatchNormV3" not in operations()
+    with nets.fused_batch_norm(net.model_):
+        assert "FusedBatchNormV3" in operations()
+    assert "FusedBatchNormV3" not in operations()
+
+
+@ON_TENSORFLOW
+def test_fused_batch_norm_trains_as_keras_does(monkeypatch):
+    def trained():
+        recipe = Recipe("normed", "normed", epochs=2)
+        return Net(recipe, verbose=False).fit(TRAIN.images[:512], TRAIN.labels[:512]).history_
+
+    fused = trained()
+    monkeypatch.setattr(training, "fused_batch_norm", lambda model: nullcontext())
+    plain = trained()
+    assert (fused["loss"] != plain["loss"]).any()  # by rounding: it was used
+    assert fused["loss"].to_numpy() == pytest.approx(plain["loss"].to_numpy(), rel=0.02)
 
 
 def test_a_precision_that_is_none_is_refused():
@@ -902,6 +958,69 @@ def test_a_net_that_fails_later_is_that_of_its_last_good_epoch():
     one_epoch = fitted(SMALLEST)
     assert (net.predict_proba(PROBE) == one_epoch.predict_proba(PROBE)).all()
     assert len(net.history_) == 1
+
+
+class Interrupt(keras.callbacks.Callback):
+    "Interrupt in the middle of the third epoch"
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, step, logs=None):
+        if self.epoch == 2 and step == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("monitor, epoch", [("val_loss", 1), (None, 2)])
+def test_an_interrupted_net_has_the_weights_of_its_best_epoch(monkeypatch, monitor, epoch):
+    def worse(run):
+        return {"val_loss": len(run.rows) + 1.0, "val_accuracy": 0.5}
+
+    monkeypatch.setattr(training._Run, "_validate", worse)
+    recipe, watched = replace(SMALLEST, epochs=4, monitor=monitor, batch_size=16), DIGITS
+    net = Net(recipe, verbose=False, callbacks=(Interrupt(),))
+    with pytest.raises(KeyboardInterrupt):
+        net.fit(*DIGITS, validation=watched)
+    assert net.best_epoch_ == epoch and len(net.history_) == 2
+    expected = Net(replace(recipe, epochs=epoch), verbose=False).fit(*DIGITS, validation=watched)
+    assert (net.predict_proba(PROBE) == expected.predict_proba(PROBE)).all()
+
+
+@pytest.mark.parametrize("kind", ["EarlyStopping", "ReduceLROnPlateau"])
+def test_callbacks_that_count_epochs_are_refused(kind):
+    net = Net(SMALLEST, callbacks=(getattr(keras.callbacks, kind)(),))
+    with pytest.raises(ValueError, match=f"callbacks have {kind}.*expected the recipe's monitor"):
+        net.fit(*DIGITS)
+
+
+# A net whose code changes
+
+ACTIVATION = {"name": "relu"}
+
+
+@register
+def changing():
+    "A net whose activation is set from outside, as by someone who edits a notebook"
+    return keras.Sequential([
+        keras.Input((28, 28)), keras.layers.Flatten(),
+        keras.layers.Dense(4, activation=ACTIVATION["name"]),
+        keras.layers.Dense(10, activation="softmax")])
+
+
+def test_weights_of_a_net_whose_code_has_changed_are_refused(tmp_path, monkeypatch):
+    recipe = Recipe("changing", "changing", epochs=2)
+    net = fitted(recipe, 0, tmp_path / "finished")
+    halted = stopped(tmp_path / "stopped", recipe)
+    assert fitted(recipe, 0, tmp_path / "finished").folder_ == net.folder_
+    monkeypatch.setitem(ACTIVATION, "name", "tanh")
+    for function in (lambda: fitted(recipe, 0, tmp_path / "finished"),
+                     lambda: Net.load(net.folder_),
+                     lambda: fitted(recipe, 0, tmp_path / "stopped")):
+        with pytest.raises(DataError, match="whose code has changed"):
+            function()
+    monkeypatch.setattr(keras, "__version__", "9.9")  # whose settings may have other names
+    Net.load(net.folder_)
+    assert halted.exists()
 
 
 # The contract of a recogniser
