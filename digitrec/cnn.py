@@ -178,12 +178,12 @@ def tiny_net():
     "Build 8C3-8C3, pooling, 16C3-16C3, pooling, 20C3, with batch norm; (n, 28, 28) to (n, 10)."
     return _narrow(8, 16, 20)
 
-# %% ../nbs/08_cnn.ipynb #890aab89
+# %% ../nbs/08_cnn.ipynb #91e4c01b
 def _macs(layer, shape: tuple) -> int:
     "Multiply-adds for one digit, of a layer with this output"
     if isinstance(layer, (layers.Conv2D, layers.Dense)):
         return int(np.prod(shape[1:-1])) * int(np.prod(layer.kernel.shape))
-    if any(len(weights.shape) > 1 for weights in layer.trainable_weights):
+    if any(len(weights.shape) > 1 for weights in layer.weights):
         raise ValueError(f"layer_table: {layer.name} is a {type(layer).__name__}; expected Conv2D, "
                          "Dense, and layers without a kernel")
     return 0

@@ -67,7 +67,7 @@ def splits(
         _check_classes(digits, rows, f"member {i + 1} of {k}")
     return pairs
 
-# %% ../nbs/09_ensemble.ipynb #5994bcb7
+# %% ../nbs/09_ensemble.ipynb #be003651
 def _take_a_share(worker: int, workers: int):
     "Give a process beside others a GPU of its own, of those it may use, or some CPU cores."
     here = ",".join(str(i) for i in range(len(glob.glob("/dev/nvidia[0-9]*"))))
@@ -84,9 +84,8 @@ def _take_a_share(worker: int, workers: int):
             pass
 
 
-def _train_member(net: Net, digits: Digits, pair: tuple, worker: int, workers: int):
+def _train_member(net: Net, digits: Digits, rows, held, worker: int, workers: int):
     "Train a member, or find it trained: its folder, and its probabilities of the held-out digits"
-    rows, held = pair  # in a tuple, as joblib stores bare arrays on a Dask worker, which may die
     if workers > 1:
         _take_a_share(worker, workers)
     watched = len(held) and net.recipe.monitor is None
@@ -95,13 +94,13 @@ def _train_member(net: Net, digits: Digits, pair: tuple, worker: int, workers: i
     net.fit(training.images, training.labels, training.writers, validation)
     return net.folder_, net.predict_proba(digits.images[held])
 
-# %% ../nbs/09_ensemble.ipynb #8760c355
+# %% ../nbs/09_ensemble.ipynb #da6696bb
 def _train_members(ensemble, digits: Digits, pairs: list, folder: Path):
     "Each member, the rows held out from it, and its probabilities of them, as they are trained"
     workers = min(joblib.effective_n_jobs(ensemble.n_jobs), len(pairs))
     nets = [Net(ensemble.recipe, ensemble.seed + i, folder, verbose=False)
             for i in range(len(pairs))]
-    tasks = (joblib.delayed(_train_member)(net, digits, pair, i % workers, workers)
+    tasks = (joblib.delayed(_train_member)(net, digits, *pair, i % workers, workers)
              for i, (net, pair) in enumerate(zip(nets, pairs, strict=True)))
     results = joblib.Parallel(workers, return_as="generator")(tasks)
     for (run, probabilities), (_, held) in zip(results, pairs, strict=True):

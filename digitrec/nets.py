@@ -119,11 +119,11 @@ def computing_in(
         for layer, own in zip(changed, before, strict=True):
             layer.dtype_policy = own
 
-# %% ../nbs/04c_nets.ipynb #79dd1ac7
+# %% ../nbs/04c_nets.ipynb #8ba609af
 def _fused(layer, x, training=None, mask=None):
     "Normalise a batch as `layer` does, in one operation of TensorFlow, and move its averages."
     import tensorflow as tf
-    if not training or len(x.shape) != 4 or layer.axis not in (-1, 3):
+    if not training or len(x.shape) != 4:
         return type(layer).call(layer, x, training=training, mask=mask)
     x, momentum = tf.cast(x, layer.compute_dtype), layer.momentum
     gamma, beta = tf.cast(layer.gamma, tf.float32), tf.cast(layer.beta, tf.float32)
@@ -134,15 +134,23 @@ def _fused(layer, x, training=None, mask=None):
     layer.moving_variance.assign(layer.moving_variance * momentum + variance * (1 - momentum))
     return y
 
-# %% ../nbs/04c_nets.ipynb #e7f99524
+# %% ../nbs/04c_nets.ipynb #d4bf5a14
+def _can_be_fused(layer) -> bool:
+    "Whether a layer is a batch norm over the channels, without the settings that few use"
+    if type(layer) is not keras.layers.BatchNormalization or layer.compute_dtype == "float64":
+        return False
+    special = layer.synchronized or getattr(layer, "renorm", False)  # renorm: from Keras 3.14 on
+    return (not special and layer.axis in (-1, 3) and layer.trainable and layer.scale
+            and layer.center)
+
+
 @contextmanager
 def fused_batch_norm(
     model,  # a Keras model
 ):
     "Trace TensorFlow's fused batch norm inside `with`. Other engines fuse by themselves."
     layers = model.layers if keras.backend.backend() == "tensorflow" else []
-    changed = [layer for layer in layers if type(layer) is keras.layers.BatchNormalization
-               and layer.trainable and layer.scale and layer.center and not layer.renorm]
+    changed = [layer for layer in layers if _can_be_fused(layer)]
     for layer in changed:
         layer.call = partial(_fused, layer)
     try:

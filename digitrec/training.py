@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DAMAGED', 'WEIGHTS', 'NET_JSON', 'digest', 'run_folder', 'progress', 'Net', 'plot_history', 'history_table']
 
-# %% ../nbs/05_training.ipynb #f67dd38e
+# %% ../nbs/05_training.ipynb #1bf7f60a
 import hashlib
 import json
+import re
 import sys
 import time
 import zipfile
@@ -146,17 +147,23 @@ def run_folder(
     checksum = hashlib.sha256(text.encode()).hexdigest()[:10]
     return Path(folder) / f"{name}-seed{about['seed']}-{checksum}"
 
-# %% ../nbs/05_training.ipynb #af3ddf51
+# %% ../nbs/05_training.ipynb #c3b358af
 def _checksum(model) -> str:
-    "A checksum of a model's layers and their settings, without the names that Keras numbers"
+    "The version of Keras, and a checksum of a model's layers and their settings"
+    def kept(value):
+        if isinstance(value, dict):
+            return {key: kept(value[key]) for key in value if key not in ("name", "dtype", "seed")}
+        return [kept(each) for each in value] if isinstance(value, (list, tuple)) else value
+
     def settings(layer):
         try:
-            return [type(layer).__name__, {**layer.get_config(), "name": None}]
+            return [type(layer).__name__, kept(layer.get_config())]
         except NotImplementedError:  # a layer of the user's own
             return [type(layer).__name__]
 
-    text = json.dumps([keras.__version__, *map(settings, model.layers)], default=str)
-    return keras.__version__ + " " + hashlib.sha256(text.encode()).hexdigest()
+    text = json.dumps(list(map(settings, model.layers)), default=lambda value: type(value).__name__)
+    numberless = re.sub(r'_\d+"', '"', text)  # names of layers inside of layers
+    return f"{keras.__version__} {hashlib.sha256(numberless.encode()).hexdigest()}"
 
 # %% ../nbs/05_training.ipynb #63260026
 def _check_layers(model, checksum: str | None, path: Path):

@@ -761,6 +761,19 @@ def test_the_steps_normalise_by_the_fused_operation_and_the_net_stays_keras():
 
 
 @ON_TENSORFLOW
+def test_batch_norms_that_differ_stay_unfused_and_older_keras_is_served():
+    layers = keras.layers
+    norms = [layers.BatchNormalization(**settings) for settings in (
+        {}, {"axis": 1}, {"center": False}, {"synchronized": True}, {"dtype": "float64"},
+        {"trainable": False})]
+    model = keras.Sequential([keras.Input((5, 5, 4)), *norms])
+    for norm in norms:
+        vars(norm).pop("renorm", None)  # Keras 3.13, on Colab and Kaggle, does not have it
+    with nets.fused_batch_norm(model):
+        assert ["call" in vars(norm) for norm in norms] == [True, *[False] * 5]
+
+
+@ON_TENSORFLOW
 def test_fused_batch_norm_trains_as_keras_does(monkeypatch):
     def trained():
         recipe = Recipe("normed", "normed", epochs=2)
@@ -1005,6 +1018,30 @@ def changing():
         keras.Input((28, 28)), keras.layers.Flatten(),
         keras.layers.Dense(4, activation=ACTIVATION["name"]),
         keras.layers.Dense(10, activation="softmax")])
+
+
+class Drawing(keras.layers.Layer):
+    "Draw a seed, as some of Keras's random layers do"
+
+    def get_config(self):
+        return {**super().get_config(), "seed": random.randrange(10**9)}
+
+    def call(self, x):
+        return x
+
+
+@register
+def nested():
+    "Layers within layers, which Keras names by number, and one that draws a seed for itself"
+    inner = keras.Sequential([keras.Input((28, 28)), keras.layers.Flatten(),
+                              keras.layers.Dense(4, activation="relu")])
+    return keras.Sequential([keras.Input((28, 28)), Drawing(), inner,
+                             keras.layers.Dense(10, activation="softmax")])
+
+
+def test_numbers_in_names_and_seeds_are_no_change_of_code(tmp_path):
+    net = fitted(Recipe("nested", "nested", epochs=1), 3, tmp_path)
+    assert (Net.load(net.folder_).predict_proba(PROBE) == net.predict_proba(PROBE)).all()
 
 
 def test_weights_of_a_net_whose_code_has_changed_are_refused(tmp_path, monkeypatch):
