@@ -625,8 +625,8 @@ def run(
 ):
     """Train a recogniser, score it on digits it was not trained on, and write a submission.
 
-    Writes submission.csv, scores.json, confusion.png and the recogniser. If it is stopped, the
-    same command resumes.
+    Writes submission.csv, scores.json, confusion.png and the recogniser. If nets are
+    stopped, the same command resumes.
 
     \b
     digitrec run --data digits                five nets by the recipe few, in a minute or two
@@ -666,15 +666,15 @@ _AUTHORS = {
 
 # %% ../nbs/13_cli.ipynb #ef09a8c0
 _MEASURED = {  # errors of 10,000 MNIST test digits, a seed each; minutes of one training on 2 CPUs
-    "first-2020": ((150, 147, 122), 2.5),
-    "classic-2018": ((83, 85), 6.2),
-    "standardised-2017-as-written": ((71, 80, 76), 3.1),
-    "standardised-2017": ((69, 85, 80), 2.4),
-    "record": ((37, 34, 26, 33, 28), 4.8),
-    "sprint": ((39, 39, 33, 45, 42), 0.9),
-    "dash": ((62, 89, 79, 74, 77), 0.2),
-    "small": ((30, 42, 32), 2.2),
-    "tiny": ((35, 40, 47), 2.2)}
+    "first-2020": ((150, 147, 122), 1.4),
+    "classic-2018": ((83, 85, 79), 7.6),
+    "standardised-2017-as-written": ((67, 83, 67), 2.1),
+    "standardised-2017": ((73, 80, 79), 2.1),
+    "record": ((36, 40, 32), 5.9),
+    "sprint": ((37, 39, 38), 1.5),
+    "dash": ((62, 89, 79), 0.2),
+    "small": ((38, 39, 37), 2.8),
+    "tiny": ((33, 51, 48), 2.5)}
 
 
 def _spread(errors: list[int]) -> str:

@@ -170,7 +170,7 @@ class _OnePage(BaseHTTPRequestHandler):
     def log_message(self, *args):
         "Say nothing."
 
-
+# %% ../nbs/12b_draw.ipynb #4102c4c5
 @contextmanager
 def served(
     page: str,  # HTML
@@ -179,5 +179,7 @@ def served(
     with ThreadingHTTPServer(("127.0.0.1", 0), _OnePage) as server:
         server.content = page.encode()
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()

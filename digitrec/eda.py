@@ -96,13 +96,20 @@ def _facts(digits: Digits) -> dict:
     }
 
 # %% ../nbs/01_eda.ipynb #e6abc471
+def _names(parts) -> list[str]:
+    "The names of sets of digits, numbered where two have the same"
+    names = [part.name for part in parts]
+    unique = len(set(names)) == len(names)
+    return names if unique else [f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
 def overview(
     *parts: Digits,  # such as the training and the test digits
 ) -> pd.DataFrame:   # a column for each part
     """Tabulate sets of digits: counts, range and spread of the pixels, empty pixels, duplicates.
 
     Raises `DataError` for an empty set."""
-    return pd.DataFrame({digits.name: _facts(digits) for digits in parts})
+    return pd.DataFrame(dict(zip(_names(parts), map(_facts, parts), strict=True)))
 
 # %% ../nbs/01_eda.ipynb #d3b29712
 def wilson_interval(
@@ -123,13 +130,13 @@ def class_frequencies(
 
     Raises `DataError` without digits or labels."""
     rows = []
-    for part in parts:
+    for part, name in zip(parts, _names(parts), strict=True):
         if part.labels is None or not len(part):
             found = "no labels" if len(part) else "no digits"
             raise DataError(part.name, found, "labelled digits")
         for digit, count in enumerate(np.bincount(part.labels, minlength=10)):
             interval = wilson_interval(count, len(part))
-            rows.append((part.name, digit, count, count / len(part), *interval))
+            rows.append((name, digit, count, count / len(part), *interval))
     return pd.DataFrame(rows, columns=["part", "digit", "count", "share", "low", "high"])
 
 # %% ../nbs/01_eda.ipynb #ebbb93a9
@@ -334,7 +341,7 @@ def fastest_estimator(
 # %% ../nbs/01_eda.ipynb #f2dd3b2e
 def tsne(
     points: np.ndarray,      # (n, d) numbers, such as the first principal components
-    perplexity: float = 50,  # how many neighbours each point minds, above 0, below n
+    perplexity: float = 50,  # how many neighbours place each point, above 0, below n
     seed: int = 0,
 ) -> np.ndarray:             # (n, 2) places in a plane
     """Place points in a plane so that neighbours stay neighbours (van der Maaten and Hinton, 2008).

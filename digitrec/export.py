@@ -324,8 +324,47 @@ def coverage_curve(
                           "errors": wrong[order].cumsum()})
     return table.drop_duplicates("threshold", keep="last").reset_index(drop=True)
 
-# %% ../nbs/12_export.ipynb #225dd83e
-class Pretrained(ClassifierMixin, BaseEstimator):
+# %% ../nbs/12_export.ipynb #6fe3fab1
+def _open(pretrained) -> tuple:
+    "The card and the session of a recogniser's file, read once"
+    settings = str(pretrained.path), pretrained.threads
+    if getattr(pretrained, "_opened", None) is None or pretrained._opened[0] != settings:
+        path = Path(pretrained.path)
+        card = _read_card(path)
+        data = _read_onnx(path, card.get("sha256"))
+        pretrained._opened = settings, card, _start_session(path, data, pretrained.threads)
+    return pretrained._opened[1:]
+
+# %% ../nbs/12_export.ipynb #607e0b88
+class _Predicting:
+    "The predictions of a file's nets"
+
+    def predict_proba(
+        self,
+        images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
+    ) -> np.ndarray:         # float64 (n, 10), rows summing to 1
+        "Average the probabilities of the nets in the file. Raises `DataError`."
+        images, (card, session) = check_images(images), _open(self)
+        of_nets = predict_with_tta(partial(_run_session, session), images, card["tta"])
+        probabilities = of_nets.mean(axis=1)
+        return probabilities / probabilities.sum(axis=1, keepdims=True)
+
+    def predict(
+        self,
+        images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
+    ) -> np.ndarray:         # int64 (n,)
+        "Predict the most probable digit, whatever the image shows. Raises `DataError`."
+        return self.predict_proba(images).argmax(axis=1)
+
+    def rejects(
+        self,
+        images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
+    ) -> np.ndarray:         # bool (n,)
+        "Find the images that are perhaps no digits. Raises `DataError`."
+        return is_rejected(self.predict_proba(images), _open(self)[0]["threshold"])
+
+# %% ../nbs/12_export.ipynb #451b0566
+class Pretrained(_Predicting, ClassifierMixin, BaseEstimator):
     """A recogniser that comes trained; `card` says what it is and how good.
 
     The file is read at the first prediction. Raises `DataError` then if the file or its card is
@@ -350,44 +389,10 @@ class Pretrained(ClassifierMixin, BaseEstimator):
         "Return itself: this recogniser is trained already."
         return self
 
-    def _open(self):
-        "The card and the session of this path, read once"
-        settings = str(self.path), self.threads
-        if getattr(self, "_opened", None) is None or self._opened[0] != settings:
-            path = Path(self.path)
-            card = _read_card(path)
-            data = _read_onnx(path, card.get("sha256"))
-            self._opened = settings, card, _start_session(path, data, self.threads)
-        return self._opened[1:]
-
     @property
     def card(self) -> dict:
         "What the net is, what it was trained on, and its scores"
-        return self._open()[0]
-
-    def predict_proba(
-        self,
-        images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
-    ) -> np.ndarray:         # float64 (n, 10), rows summing to 1
-        "Average the probabilities of the nets in the file. Raises `DataError`."
-        images, (card, session) = check_images(images), self._open()
-        of_nets = predict_with_tta(partial(_run_session, session), images, card["tta"])
-        probabilities = of_nets.mean(axis=1)
-        return probabilities / probabilities.sum(axis=1, keepdims=True)
-
-    def predict(
-        self,
-        images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
-    ) -> np.ndarray:         # int64 (n,)
-        "Predict the most probable digit, whatever the image shows. Raises `DataError`."
-        return self.predict_proba(images).argmax(axis=1)
-
-    def rejects(
-        self,
-        images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
-    ) -> np.ndarray:         # bool (n,)
-        "Find the images that are perhaps no digits. Raises `DataError`."
-        return is_rejected(self.predict_proba(images), self.card["threshold"])
+        return _open(self)[0]
 
 # %% ../nbs/12_export.ipynb #c6acce07
 def pack(

@@ -42,7 +42,9 @@ def epoch_order(
     seed: int,        # of the run
     epoch: int,       # from 0
 ) -> np.ndarray:      # int64: a whole number of batches, or fewer digits than one
-    "Shuffle an epoch's digits, by the seed and the epoch alone."
+    """Shuffle an epoch's digits, by the seed and the epoch alone.
+
+    Those that do not fill a batch are left out."""
     order = np.random.default_rng([seed, epoch]).permutation(n)
     return order[: n - n % min(batch_size, n)]
 

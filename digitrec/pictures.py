@@ -265,6 +265,8 @@ def draw_photograph(
     "Draw pen strokes on paper as a photograph would show them, and save it. Raises `DataError`."
     from PIL import Image
 
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise DataError(path, "no ending of a picture's name", "a name such as five.jpg")
     rng = np.random.default_rng(seed)
     page = Image.new("L", (2400, 1800))
     for points in strokes:

@@ -22,7 +22,7 @@ def _check(owner: str, settings, limits: dict):
     for name, (is_fine, expected) in limits.items():
         value = getattr(settings, name)
         if not is_fine(value):
-            raise ValueError(f"{owner}: {name} = {str(value)[:80]!r}; expected {expected}")
+            raise ValueError(f"{owner}: {name} = {repr(value)[:80]}; expected {expected}")
 
 
 def _number(low: float, high: float, expected: str):
@@ -34,8 +34,9 @@ def _number(low: float, high: float, expected: str):
     return is_fine, expected
 
 
-def _count(value) -> bool:
-    return type(value) is int and 1 <= value <= 1_000_000
+def _is_whole(value, low: int = 1, high: int = 1_000_000) -> bool:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and low <= value <= high
 
 # %% ../nbs/04b_recipe.ipynb #bdf9ea3a
 _TINY = 5e-324  # the least number above 0
@@ -77,8 +78,8 @@ OPTIMIZERS = ("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "ft
               "lion", "nadam", "rmsprop", "sgd")
 _LIMITS = {
     "net": (lambda value: isinstance(value, str) and value, "the name of a registered net"),
-    "epochs": (_count, "a whole number from 1 to a million"),
-    "batch_size": (_count, "a whole number from 1 to a million"),
+    "epochs": (_is_whole, "a whole number from 1 to a million"),
+    "batch_size": (_is_whole, "a whole number from 1 to a million"),
     "optimizer": (lambda value: value in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "learning_rate": _number(_TINY, 1e38, "a number above 0"),
     "schedule": (lambda value: value in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
@@ -99,18 +100,20 @@ _LIMITS |= {
     "augmentation": (lambda value: value is None or isinstance(value, Augmentation),
                      "None or an Augmentation"),
     "monitor": (lambda value: value in _MONITORS, "None, 'val_loss' or 'val_accuracy'"),
-    "patience": (lambda value: value is None or _count(value),
+    "patience": (lambda value: value is None or _is_whole(value),
                  "None, or a whole number from 1 to a million"),
-    "tta": (lambda value: type(value) is int and 0 <= value <= 14, "a whole number from 0 to 14"),
+    "tta": (lambda value: _is_whole(value, 0, 14), "a whole number from 0 to 14"),
 }
 
 # %% ../nbs/04b_recipe.ipynb #977f27aa
 def _check_recipe(recipe):
-    "Check every field, and turn numbers into floats."
+    "Check every field, and turn NumPy's numbers into Python's."
     owner = f"recipe {recipe.name}"
     _check(owner, recipe, _LIMITS)
     for name in _NUMBERS:
         object.__setattr__(recipe, name, float(getattr(recipe, name)))
+    for name in ("epochs", "batch_size", "tta", *(["patience"] if recipe.patience else [])):
+        object.__setattr__(recipe, name, int(getattr(recipe, name)))
     if recipe.patience and recipe.monitor is None:
         raise ValueError(f"{owner}: patience = {recipe.patience} and monitor = None; "
                          "expected monitor = 'val_loss' or 'val_accuracy'")
@@ -193,6 +196,8 @@ def recipe_from_dict(
     about: dict,  # as `recipe_to_dict` wrote it
 ) -> Recipe:
     "Read a recipe. Raises `ValueError` or `TypeError` for anything else."
+    if not isinstance(about, dict):
+        raise TypeError(f"a recipe: {type(about).__name__}; expected a dictionary")
     if isinstance(warps := about.get("augmentation"), dict):
         about = {**about, "augmentation": Augmentation(**warps)}
     return Recipe(**about)

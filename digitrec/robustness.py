@@ -149,7 +149,7 @@ def _draw_kind(ax, table: pd.DataFrame, kind: str, names):
     ax.set(title=kind, xlabel=DISTORTIONS[kind][2], ylim=(0, 1.02))
     ax.yaxis.set_major_formatter("{x:.0%}")
 
-
+# %% ../nbs/11b_robustness.ipynb #cc973a5f
 def plot_robustness(
     table: pd.DataFrame,  # as from `robustness`
 ) -> plt.Figure:
@@ -162,7 +162,9 @@ def plot_robustness(
     for ax in axes.flat[len(kinds):]:
         ax.set_axis_off()
     handles = axes.flat[0].get_legend_handles_labels()
-    axes.flat[len(kinds)].legend(*handles, loc="center", title="accuracy", frameon=False)
+    axes.flat[len(kinds)].legend(*handles, loc="center", title="recogniser", frameon=False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("accuracy")
     figure.tight_layout()
     return figure
 
@@ -178,7 +180,10 @@ def loss_gradient(
     images: np.ndarray,  # floats (n, 28, 28), 0 to 255
     labels: np.ndarray,  # whole numbers (n,), 0 to 9
 ) -> np.ndarray:         # float32 (n, 28, 28), nats per grey level
-    "Compute the gradient of each digit's cross-entropy. Raises `ValueError` as `logit_model`."
+    """Compute the gradient of each digit's cross-entropy.
+
+    Raises `DataError` for bad labels, and `ValueError` as `logit_model`."""
+    labels = check_integers(labels, "labels", len(images), 9)
     compute, targets = input_gradient(logit_model(model), _cross_entropy), np.eye(10)[labels]
     batches = [compute(images[i: i + 500], targets[i: i + 500])
                for i in range(0, len(images), 500)]

@@ -135,16 +135,18 @@ def _texts(matrix: np.ndarray, shown: np.ndarray) -> np.ndarray:
     texts[:-1, :-1] = np.where(shown > 0, shown.astype(str), "")
     margins = [(texts[:-1, -1], table["recall"]), (texts[-1, :-1], table["precision"])]
     for cells, shares in margins:
-        cells[:] = ["" if np.isnan(share) else f"{share:.1%}" for share in shares[:-1]]
+        cells[:] = ["" if np.isnan(share) else f"{share:.1%}".replace("100.0", "100")
+                    for share in shares[:-1]]
     texts[-1, -1] = f"{np.trace(matrix) / max(matrix.sum(), 1):.2%}"
     return texts
 
 # %% ../nbs/02_scores.ipynb #30284d8b
 def plot_confusion(
-    matrix: np.ndarray,      # (c, c) counts as from `confusion`
+    matrix: np.ndarray,            # (c, c) counts as from `confusion`
     title: str = "",
-    per: int | None = None,  # scale each row to this many; None for plain counts
+    per: int | None = None,        # scale each row to this many; None for plain counts
     ax: plt.Axes | None = None,
+    darkest: float | None = None,  # the count with the darkest colour; None for the largest error
 ) -> plt.Axes:
     "Draw a confusion matrix: errors in colour, recall and precision in the margins, accuracy last."
     import seaborn as sns
@@ -154,7 +156,7 @@ def plot_confusion(
     colour[:-1, :-1] = shown * (1 - np.eye(len(matrix)))
     ax = plt.subplots(figsize=(7.6, 6.4))[1] if ax is None else ax
     sns.heatmap(colour, annot=_texts(matrix, shown), fmt="", cmap="Oranges", cbar=False,
-                square=True, linewidths=0.5, ax=ax, annot_kws={"size": 8},
+                vmin=0, vmax=darkest, square=True, linewidths=0.5, ax=ax, annot_kws={"size": 8},
                 xticklabels=[*classes, "recall"], yticklabels=[*classes, "precision"])
     ax.tick_params(rotation=0)
     scale = f" (per {per:,} of each digit)" if per else ""

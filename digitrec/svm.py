@@ -177,7 +177,8 @@ class _TemperatureScaled(MetaEstimatorMixin, BaseEstimator):
     def fit(self, X, y, groups=None):
         """Train on rows (n, d), their classes (n,) and, where known, their groups (n,).
 
-        Raises `ValueError` where a class has, or the groups are, fewer than `cv`."""
+        Raises `ValueError` where every class has, or the groups are, fewer than `cv`. scikit-learn
+        warns where one class has."""
         X, y = validate_data(self, X, y)
         check_classification_targets(y)
         scores, truth = _held_out_scores(self.estimator, X, y, self.cv, groups)

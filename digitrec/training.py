@@ -183,7 +183,7 @@ def _with_outliers(recipe: Recipe, digits: Digits, seed: int) -> tuple[np.ndarra
     equal = np.full((len(outliers), 10), 0.1, np.float32)
     return np.concatenate([digits.images, outliers]), np.concatenate([targets, equal])
 
-# %% ../nbs/05_training.ipynb #3c4fade1
+# %% ../nbs/05_training.ipynb #2842cc4a
 class _Run:
     "One net's way through its epochs"
 
@@ -206,66 +206,70 @@ class _Run:
         self.model, self.trainer = models
         self.variables = [*self.trainer.variables, *self.trainer.optimizer.variables]
         if state and state.exists():
-            self._resume(state)
+            _resume(self, state)
 
-    def _resume(self, path: Path):
-        about, now, self.best = _read_state(path)
-        fits = (_fit(now, self.variables) and _is_history(about.get("rows"))
-                and (not self.best or _fit(self.best, self.model.variables)))
-        if not fits or {**about, **self.about} != about:
-            raise DataError(path, "a state of another run", "this run's; delete it to restart")
-        _check_layers(self.model, about.get("layers"), path)
-        self.rows = about["rows"]
-        _assign(self.variables, now)
+# %% ../nbs/05_training.ipynb #f1b757e4
+def _resume(run: _Run, path: Path):
+    about, now, run.best = _read_state(path)
+    fits = (_fit(now, run.variables) and _is_history(about.get("rows"))
+            and (not run.best or _fit(run.best, run.model.variables)))
+    if not fits or {**about, **run.about} != about:
+        raise DataError(path, "a state of another run", "this run's; delete it to restart")
+    _check_layers(run.model, about.get("layers"), path)
+    run.rows = about["rows"]
+    _assign(run.variables, now)
 
-    def is_over(self) -> bool:
-        patience, stale = self.recipe.patience, len(self.rows) - best_epoch(self.rows, self.recipe)
-        stopped = self.trainer.stop_training or patience and stale >= patience
-        return len(self.rows) >= self.recipe.epochs or bool(self.rows and stopped)
+# %% ../nbs/05_training.ipynb #37d1186c
+def _validate(run: _Run) -> dict:
+    if not run.validation:
+        return {}
+    images, labels = run.validation
+    predict = partial(predict_model, run.model)
+    probabilities = predict_with_tta(predict, images, run.recipe.tta)
+    right = accuracy(labels, probabilities.argmax(axis=1))
+    return {"val_loss": nll(labels, probabilities), "val_accuracy": right.value}
 
-    def train_epoch(self, callbacks=()):
-        "Train for an epoch. Raises `FloatingPointError` if loss or weights are not finite."
-        epoch, good, watch = len(self.rows), variable_values(self.variables), _Losses()
-        start, self.clock = self.clock or time.perf_counter(), None  # with building, at first
-        rate = float(keras.ops.convert_to_numpy(self.trainer.optimizer.learning_rate))
-        order = epoch_order(len(self.images), self.batch_size, self.seed, epoch)
-        batches = _batches(self.images, self.targets, order, self.batch_size)
-        try:
-            with computing_in(self.recipe.precision, self.model), fused_batch_norm(self.model):
-                result = self.trainer.fit(
-                    **batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0,
-                    callbacks=[watch, *callbacks]).history
-            self._check_finite(watch)
-        except BaseException:  # an interrupt, too: no weights from the middle of an epoch
-            _assign(self.variables, good)
-            raise
-        row = {"epoch": epoch + 1, "loss": result["loss"][0], "accuracy": result["accuracy"][0],
-               "learning_rate": rate, "seconds": time.perf_counter() - start}
-        self.rows.append(row | self._validate())
-        if self.recipe.monitor and best_epoch(self.rows, self.recipe) == epoch + 1:
-            self.best = variable_values(self.model.variables)
 
-    def _check_finite(self, watch: _Losses):
-        with np.errstate(invalid="ignore"):
-            predicted = predict_model(self.model, self.digits.images[:128])
-        values = [predicted, *variable_values(self.trainer.variables)]
-        step = watch.first_bad()
-        if step is None and not all(np.isfinite(value).all() for value in values):
-            step = max(watch.losses)  # the last step's update burst the weights
-        if step is not None:
-            raise FloatingPointError(
-                f"recipe {self.recipe.name}, epoch {len(self.rows) + 1}, step {step + 1}: loss or "
-                "weights are not finite; expected a learning rate below "
-                f"{self.recipe.learning_rate}")
+def _is_over(run: _Run) -> bool:
+    patience, stale = run.recipe.patience, len(run.rows) - best_epoch(run.rows, run.recipe)
+    stopped = run.trainer.stop_training or patience and stale >= patience
+    return len(run.rows) >= run.recipe.epochs or bool(run.rows and stopped)
 
-    def _validate(self) -> dict:
-        if not self.validation:
-            return {}
-        images, labels = self.validation
-        predict = partial(predict_model, self.model)
-        probabilities = predict_with_tta(predict, images, self.recipe.tta)
-        right = accuracy(labels, probabilities.argmax(axis=1))
-        return {"val_loss": nll(labels, probabilities), "val_accuracy": right.value}
+# %% ../nbs/05_training.ipynb #07074984
+def _check_finite(run: _Run, watch: _Losses):
+    with np.errstate(invalid="ignore"):
+        predicted = predict_model(run.model, run.digits.images[:128])
+    values = [predicted, *variable_values(run.trainer.variables)]
+    step = watch.first_bad()
+    if step is None and not all(np.isfinite(value).all() for value in values):
+        step = max(watch.losses)
+    if step is not None:
+        raise FloatingPointError(
+            f"recipe {run.recipe.name}, epoch {len(run.rows) + 1}, step {step + 1}: loss or "
+            f"weights are not finite; expected a learning rate below {run.recipe.learning_rate}")
+
+# %% ../nbs/05_training.ipynb #2c53f90f
+def _train_epoch(run: _Run, callbacks=()):
+    "Train for an epoch. Raises `FloatingPointError` if loss or weights are not finite."
+    epoch, good, watch = len(run.rows), variable_values(run.variables), _Losses()
+    start, run.clock = run.clock or time.perf_counter(), None  # with building, at first
+    rate = float(keras.ops.convert_to_numpy(run.trainer.optimizer.learning_rate))
+    order = epoch_order(len(run.images), run.batch_size, run.seed, epoch)
+    batches = _batches(run.images, run.targets, order, run.batch_size)
+    try:
+        with computing_in(run.recipe.precision, run.model), fused_batch_norm(run.model):
+            result = run.trainer.fit(
+                **batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0,
+                callbacks=[watch, *callbacks]).history
+        _check_finite(run, watch)
+    except BaseException:  # an interrupt, too: no weights from the middle of an epoch
+        _assign(run.variables, good)
+        raise
+    row = {"epoch": epoch + 1, "loss": result["loss"][0], "accuracy": result["accuracy"][0],
+           "learning_rate": rate, "seconds": time.perf_counter() - start}
+    run.rows.append(row | _validate(run))
+    if run.recipe.monitor and best_epoch(run.rows, run.recipe) == epoch + 1:
+        run.best = variable_values(run.model.variables)
 
 # %% ../nbs/05_training.ipynb #c3b57225
 @contextmanager
@@ -326,28 +330,58 @@ def _training_and_validation(recipe, seed, digits: Digits, validation):
         raise DataError("validation digits", found, "a pair: images and labels")
     return digits, (held.images, held.labels)
 
-# %% ../nbs/05_training.ipynb #73c7e722
-WEIGHTS, NET_JSON = "net.weights.h5", "net.json"
+# %% ../nbs/05_training.ipynb #5f23f2ac
+def _take_history(net, rows: list[dict]):
+    net.history_ = pd.DataFrame(rows).set_index("epoch")
+    net.best_epoch_ = best_epoch(rows, net.recipe)
+    net.seconds_ = float(net.history_["seconds"].sum())
+    net.classes_, net.n_features_in_ = np.arange(10), 784
 
 
-class Net(ClassifierMixin, RecipeParams):
-    """A recogniser that is one net, trained by a recipe.
+def _take(net, run: _Run):
+    "Make a net a fitted one: after each epoch, so that an interrupt finds it whole."
+    net.model_, net.about_ = run.model, run.about
+    _take_history(net, run.rows)
 
-    Fitted, it has `model_` (the Keras model, without augmentation), `history_` (a table, a row an
-    epoch), `best_epoch_` (whose weights it has), `seconds_` (to build and train it, without
-    validation), `folder_` (of its run, or None), `classes_` and `n_features_in_`. With outlier
-    exposure, `loss` and `accuracy` of the history count the non-digits, too."""
+# %% ../nbs/05_training.ipynb #b65b72bb
+def _train(net, run: _Run, folder: Path | None):
+    state = folder / "state.npz" if folder else None
+    run.start(state)
+    try:
+        with distribute(), progress(net.verbose) as show:
+            while not _is_over(run):
+                _train_epoch(run, net.callbacks)
+                _take(net, run)
+                show(_progress_line(run.rows, net.recipe))
+                if state:
+                    about = {**run.about, "rows": run.rows, "layers": _checksum(run.model)}
+                    _write_state(state, about, variable_values(run.variables), run.best)
+        _take(net, run)
+    finally:  # after a failure, too: the weights of `best_epoch_`
+        if run.best:
+            _assign(run.model.variables, run.best)
+    if folder:
+        net.save(folder)
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        seed: int = 0,                     # of weights, order, dropout and augmentation; 0 or more
-        folder: str | Path | None = None,  # write the run to a folder inside, and resume from it
-        verbose: bool = True,              # show progress
-        callbacks: tuple = (),             # Keras callbacks that remember nothing between epochs
-    ):
-        self.recipe, self.seed, self.folder = recipe, seed, folder
-        self.verbose, self.callbacks = verbose, callbacks
+# %% ../nbs/05_training.ipynb #5364c56d
+def _fit_or_load(net, run: _Run, folder: Path | None):
+    for name in [name for name in vars(net) if name.endswith("_")]:
+        delattr(net, name)
+    if folder and (folder / NET_JSON).exists():
+        loaded = Net.load(folder)
+        vars(net).update((name, value) for name, value in vars(loaded).items()
+                         if name.endswith("_"))
+        with progress(net.verbose) as show:
+            show(f"{net.recipe.name}, seed {net.seed}: trained before, in {folder.name}")
+    else:
+        _train(net, run, folder)
+    net.folder_ = folder
+    if folder:
+        _tidy(folder)
+
+# %% ../nbs/05_training.ipynb #bbad3157
+class _Training:
+    "The training of a net"
 
     def fit(
         self,
@@ -363,55 +397,14 @@ class Net(ClassifierMixin, RecipeParams):
         has the weights of `best_epoch_`, if an epoch was finished."""
         _check_settings(self.recipe, self.seed, self.callbacks)
         digits = _check_digits(images, labels, "training digits", groups)
-        split_digits = _training_and_validation(self.recipe, self.seed, digits, validation)
-        for name in [name for name in vars(self) if name.endswith("_")]:
-            delattr(self, name)
-        run = _Run(self.recipe, self.seed, *split_digits)
-        folder = run_folder(self.folder, run.about) if self.folder else None
-        if folder and (folder / NET_JSON).exists():
-            self._take_over(Net.load(folder))
-            with progress(self.verbose) as show:
-                show(f"{self.recipe.name}, seed {self.seed}: trained before, in {folder.name}")
-        else:
-            self._train(run, folder)
-        self.folder_ = folder
-        if folder:
-            _tidy(folder)
+        digits, validation = _training_and_validation(self.recipe, self.seed, digits, validation)
+        run = _Run(self.recipe, self.seed, digits, validation)
+        _fit_or_load(self, run, run_folder(self.folder, run.about) if self.folder else None)
         return self
 
-    def _take_over(self, net):
-        fitted = {name: value for name, value in vars(net).items() if name.endswith("_")}
-        vars(self).update(fitted)
-
-    def _train(self, run: _Run, folder: Path | None):
-        state = folder / "state.npz" if folder else None
-        run.start(state)
-        try:
-            with distribute(), progress(self.verbose) as show:
-                while not run.is_over():
-                    run.train_epoch(self.callbacks)
-                    self._take(run)
-                    show(_progress_line(run.rows, self.recipe))
-                    if state:
-                        about = {**run.about, "rows": run.rows, "layers": _checksum(run.model)}
-                        _write_state(state, about, variable_values(run.variables), run.best)
-            self._take(run)
-        finally:  # after a failure, too: the weights of `best_epoch_`
-            if run.best:
-                _assign(run.model.variables, run.best)
-        if folder:
-            self.save(folder)
-
-    def _take(self, run: _Run):
-        "Store the run's model and history on the net, after each epoch."
-        self.model_, self.about_ = run.model, run.about
-        self._take_history(run.rows)
-
-    def _take_history(self, rows: list[dict]):
-        self.history_ = pd.DataFrame(rows).set_index("epoch")
-        self.best_epoch_ = best_epoch(rows, self.recipe)
-        self.seconds_ = float(self.history_["seconds"].sum())
-        self.classes_, self.n_features_in_ = np.arange(10), 784
+# %% ../nbs/05_training.ipynb #ae255550
+class _Predicting:
+    "The predictions of a fitted net"
 
     def predict_proba(
         self,
@@ -430,41 +423,30 @@ class Net(ClassifierMixin, RecipeParams):
         "Predict the most probable digit. Raises `DataError` for anything but images."
         return self.predict_proba(images).argmax(axis=1)
 
-    def save(
-        self,
-        folder: str | Path,  # created if it is not there
-    ) -> Path:
-        "Write the weights and a description with their SHA-256, each whole or not at all."
-        check_is_fitted(self, "model_")
-        folder = Path(folder)
-        with atomic_write(folder / WEIGHTS) as temporary:
-            self.model_.save_weights(temporary)
-            sha256 = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        versions = {"digitrec": __version__, "keras": keras.__version__,
-                    "backend": keras.backend.backend()}
-        history = self.history_.reset_index().to_dict("records")
-        write_json(folder / NET_JSON, {**self.about_, "files": {WEIGHTS: sha256},
-                                       "layers": _checksum(self.model_), "versions": versions,
-                                       "history": history})
-        return folder
+# %% ../nbs/05_training.ipynb #af0b6645
+WEIGHTS, NET_JSON = "net.weights.h5", "net.json"
 
-    @classmethod
-    def load(
-        cls,
-        folder: str | Path,  # as `save` wrote it
-    ) -> "Net":
-        """Load a net: its weights into a model that our own code builds.
 
-        Raises `DataError` if a file is missing or damaged, the weights' SHA-256 is another, the
-        net's name is not registered, or its code has changed."""
-        net, sha256, layers = _read_net(Path(folder) / NET_JSON)
-        net.model_ = _load_model(net.recipe, Path(folder) / WEIGHTS, sha256)
-        _check_layers(net.model_, layers, Path(folder) / WEIGHTS)
-        net.folder_ = Path(folder)
-        return net
+def _write_net(net, folder: Path):
+    with atomic_write(folder / WEIGHTS) as temporary:
+        net.model_.save_weights(temporary)
+        sha256 = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    versions = {"digitrec": __version__, "keras": keras.__version__,
+                "backend": keras.backend.backend()}
+    write_json(folder / NET_JSON, {**net.about_, "files": {WEIGHTS: sha256},
+                                   "layers": _checksum(net.model_), "versions": versions,
+                                   "history": net.history_.reset_index().to_dict("records")})
 
-# %% ../nbs/05_training.ipynb #dc16cd50
-def _read_net(path: Path) -> tuple[Net, str, str | None]:
+
+def _tidy(folder: Path):
+    "Remove a finished run's state, and what a kill left half written beside it."
+    for name in ("state.npz", WEIGHTS, NET_JSON):
+        for path in folder.glob(f".????????-{name}"):
+            path.unlink(missing_ok=True)
+    (folder / "state.npz").unlink(missing_ok=True)
+
+# %% ../nbs/05_training.ipynb #56e779af
+def _read_net(path: Path) -> tuple:
     "A net without its model, the SHA-256 of its weights, the layers' checksum; or `DataError`"
     about = read_json(path, "the description of a net, as `save` wrote it")
     try:
@@ -475,13 +457,13 @@ def _read_net(path: Path) -> tuple[Net, str, str | None]:
             raise ValueError("a history or checksums that are none")
         keys = ("recipe", "seed", "trained on", "validated on")
         net.about_ = {key: about[key] for key in keys}
-        net._take_history(rows)
+        _take_history(net, rows)
     except (*DAMAGED, ImportError) as error:
         found = f"no description of a known net ({type(error).__name__}: {error})"
         raise DataError(path, found, "what `save` wrote") from error
     return net, sha256, about.get("layers")
 
-# %% ../nbs/05_training.ipynb #583225ac
+# %% ../nbs/05_training.ipynb #d452d2a4
 def _load_model(recipe: Recipe, path: Path, sha256: str):
     "A recipe's model with the weights in a file. Raises `DataError`."
     if not path.is_file():
@@ -499,13 +481,53 @@ def _load_model(recipe: Recipe, path: Path, sha256: str):
         raise DataError(path, found, f"those of {recipe.net}") from error
     return model
 
+# %% ../nbs/05_training.ipynb #f8686afd
+class _Files:
+    "The files of a fitted net"
 
-def _tidy(folder: Path):
-    "Remove a finished run's state, and what a kill left half written beside it."
-    for name in ("state.npz", WEIGHTS, NET_JSON):
-        for path in folder.glob(f".????????-{name}"):
-            path.unlink(missing_ok=True)
-    (folder / "state.npz").unlink(missing_ok=True)
+    def save(
+        self,
+        folder: str | Path,  # created if it is not there
+    ) -> Path:
+        "Write the weights and a description with their SHA-256, each whole or not at all."
+        check_is_fitted(self, "model_")
+        _write_net(self, Path(folder))
+        return Path(folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,  # as `save` wrote it
+    ) -> "Net":
+        """Load a net: its weights into a model that our own code builds.
+
+        Raises `DataError` if a file is missing or damaged, the weights' SHA-256 is another, the
+        net's name is not registered, or its code has changed."""
+        folder = Path(folder)
+        net, sha256, layers = _read_net(folder / NET_JSON)
+        net.model_, net.folder_ = _load_model(net.recipe, folder / WEIGHTS, sha256), folder
+        _check_layers(net.model_, layers, folder / WEIGHTS)
+        return net
+
+# %% ../nbs/05_training.ipynb #23d1150e
+class Net(_Training, _Predicting, _Files, ClassifierMixin, RecipeParams):
+    """A recogniser that is one net, trained by a recipe.
+
+    Fitted, it has `model_` (the Keras model, without augmentation), `history_` (a table, a row an
+    epoch), `best_epoch_` (whose weights it has), `seconds_` (to build and train it, without
+    validation), `folder_` (of its run, or None), `classes_` and `n_features_in_`. With outlier
+    exposure, `loss` and `accuracy` of the history count the non-digits, too."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        seed: int = 0,                     # of weights, order, dropout and augmentation; 0 or more
+        folder: str | Path | None = None,  # write the run to a folder inside, and resume from it
+        verbose: bool = True,              # show progress
+        callbacks: tuple = (),             # Keras callbacks that remember nothing between epochs
+    ):
+        self.recipe, self.seed, self.folder = recipe, seed, folder
+        self.verbose, self.callbacks = verbose, callbacks
 
 # %% ../nbs/05_training.ipynb #03b15826
 def plot_history(

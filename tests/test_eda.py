@@ -166,6 +166,14 @@ def test_overview_counts():
         overview(TRAIN[:0])
 
 
+def test_sets_of_the_same_name_stay_apart():
+    halves = TRAIN[:5], TRAIN[5:]
+    table = overview(*halves)
+    assert list(map(int, table.loc["digits"])) == [5, len(TRAIN) - 5]
+    shares = class_frequencies(*halves).groupby("part")["share"].sum()
+    assert len(shares) == 2 and np.allclose(shares, 1)
+
+
 @pytest.mark.parametrize("count,n", [(0, 1), (1, 1), (0, 50), (37, 40), (9_960, 10_000)])
 def test_wilsons_interval_is_the_formula(count, n):
     z, p = 1.959963984540054, count / n

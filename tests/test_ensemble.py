@@ -60,7 +60,7 @@ def copy(saved, tmp_path):
 @pytest.fixture
 def no_training(monkeypatch):
     "Whoever trains fails."
-    monkeypatch.setattr(training._Run, "train_epoch", lambda *args: pytest.fail("it was trained"))
+    monkeypatch.setattr(training, "_train_epoch", lambda *args: pytest.fail("it was trained"))
 
 
 # Killed and resumed

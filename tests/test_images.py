@@ -22,7 +22,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = {  # the Python, and what is installed beside the package's own needs
     "colab": ("3.13", ["keras==3.13.*", "jax==0.7.2"]),
-    "kaggle": ("3.12", ["keras", "tensorflow-cpu==2.20.*", "jax"]),
+    "kaggle": ("3.12", ["keras==3.13.*", "tensorflow-cpu==2.20.*", "jax"]),
 }
 # variables that an image does not have
 STRANGE = re.compile("PYTHON|KERAS_|XLA_|JAX_|TPU_|COLAB_TPU|VIRTUAL_ENV|DIGITREC")
@@ -152,9 +152,9 @@ def interpreter(version):
     pytest.skip(f"there is no Python {version} here")
 
 
-def python(program, code, **env):
+def python(program, code, *args, **env):
     "Run code in an image; the lines that it printed."
-    done = run(program, "-c", code, TF_CPP_MIN_LOG_LEVEL="3", **env)
+    done = run(program, "-c", code, *args, TF_CPP_MIN_LOG_LEVEL="3", **env)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -222,13 +222,15 @@ print(json.dumps(facts))
 
 VOTE = """
 import json
+import sys
+import digitrec.cnn
 import digitrec.mlp
 from digitrec.ensemble import Ensemble
 from digitrec.recipe import Recipe
 from digitrec.sources import load
 
 train, test = load("digits")
-recipe = Recipe("small", "mlp", epochs=5, batch_size=32)
+recipe = Recipe("small", sys.argv[1], epochs=5, batch_size=32)
 ensemble = Ensemble(recipe, k=2, verbose=False).fit(train.images, train.labels)
 probabilities = ensemble.predict_proba(test.images)
 print(json.dumps({
@@ -265,8 +267,9 @@ def test_a_net_learns_on_eight_devices(images, tpu, name):
 
 
 @slow
+@pytest.mark.parametrize("net", ["mlp", "tiny_net"])
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_ensemble_learns_the_embedded_digits(images, name):
-    facts = json.loads(images(name)(VOTE)[-1])
+def test_an_ensemble_learns_the_embedded_digits(images, name, net):
+    facts = json.loads(images(name)(VOTE, net)[-1])
     assert facts["members"] == 2 and facts["off one"] < 1e-9
     assert facts["accuracy"] > 0.8

@@ -212,6 +212,14 @@ def test_a_model_without_a_softmax_has_no_log_odds():
             compute(model, ONE, 1, 2)
 
 
+def test_a_digit_may_be_a_row_and_one_unit_a_number(net):
+    for compute in (inside.saliency, inside.occlusion):
+        flat = compute(net, ONE.reshape(1, 784), 1, 2)
+        assert np.allclose(flat, compute(net, ONE, 1, 2))
+    one, several = (inside.maximize_activation(net, "conv2d", units, 2) for units in (3, [3]))
+    assert (one == several).all()
+
+
 def test_occlusion_of_a_linear_net_is_the_ink_times_the_weights():
     built = linear()
     kernel = built.layers[-1].get_weights()[0]

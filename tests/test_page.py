@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -612,6 +613,15 @@ def test_it_works_from_loopback(browser):
         pen(watched.tab, STROKES["slanted"]["6"])
         assert shown(watched.tab) == "6" and watched.quiet(), (watched.said, watched.requests)
         watched.context.close()
+
+
+def test_a_failure_stops_the_server():
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt), served("a page"):
+        raise KeyboardInterrupt
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 def test_it_works_in_a_notebooks_output(browser, tmp_path):

@@ -167,6 +167,12 @@ def test_a_drawn_photograph_is_a_large_colour_picture_and_always_the_same(tmp_pa
     assert draw_photograph(tmp_path / "other.jpg", seed=1).read_bytes() != path.read_bytes()
 
 
+def test_a_photograph_needs_the_ending_of_a_picture(tmp_path):
+    with pytest.raises(DataError, match="five.xyz.*expected a name such as five.jpg"):
+        draw_photograph(tmp_path / "five.xyz")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("width", [6, 12, 26, 60])
 def test_a_drawn_five_is_read_as_a_five_whatever_the_pen(tmp_path, width):
     five = read_picture(draw_photograph(tmp_path / "five.png")).images[0]

@@ -69,13 +69,23 @@ def test_a_member_is_stored_with_its_history_and_facts(tmp_path, nets, system):
     assert (facts["scoring_digits"] == digest(SCORING.images, SCORING.labels)[:12]).all()
     for member, net in zip((1, 2), nets, strict=True):
         stored = np.load(tmp_path / f"{system}-{member:02}.npz")
-        for part, digits in {"scoring": SCORING, "test": TEST}.items():
-            assert stored[part].dtype == np.uint8 and stored[part].shape == (len(digits), 10)
-            expected = net.predict_proba(digits.images)
-            assert (stored[part].argmax(axis=1) == expected.argmax(axis=1)).all()
-            assert np.abs(stored[part] / 255 - expected).max() < 0.01
-    labels = pd.read_csv(tmp_path / "scoring.csv")["label"]
-    assert labels.tolist() == SCORING.labels.tolist()
+        rolled = [np.roll(row, -label) for row, label in
+                  zip(net.predict_proba(SCORING.images), SCORING.labels, strict=True)]
+        expected = {"scoring": np.array(rolled), "test": net.predict_proba(TEST.images)}
+        for part, probabilities in expected.items():
+            assert stored[part].dtype == np.uint8 and stored[part].shape == probabilities.shape
+            assert (stored[part].argmax(axis=1) == probabilities.argmax(axis=1)).all()
+            assert np.abs(stored[part] / 255 - probabilities).max() < 0.01
+
+
+def test_the_confusion_is_the_vote_s(tmp_path, nets):
+    run(tmp_path, "s1", "--members", "2")
+    vote = np.mean([net.predict_proba(SCORING.images) for net in nets], axis=0).argmax(axis=1)
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, (SCORING.labels, vote), 1)
+    stored = pd.read_csv(tmp_path / "s1-confusion.csv")
+    assert list(stored) == list("0123456789") and stored.to_numpy().sum() == len(SCORING)
+    assert np.abs(stored.to_numpy() - counts).sum() <= 2  # a tie that rounding made
 
 
 def test_stored_members_are_skipped_and_the_next_ones_are_added(tmp_path, nets):
@@ -83,7 +93,9 @@ def test_stored_members_are_skipped_and_the_next_ones_are_added(tmp_path, nets):
     before = contents(tmp_path)
     run(tmp_path, "s1", "--members", "1")
     assert len(nets) == 1
-    assert {**contents(tmp_path), "scoring.csv": None} == {**before, "scoring.csv": None}
+    after = contents(tmp_path)
+    assert after.pop("s1-confusion.csv")[1] == before.pop("s1-confusion.csv")[1]
+    assert after == before
     run(tmp_path, "s1", "--members", "3")
     assert [net.seed for net in nets] == [0, 1, 2]
     assert contents(tmp_path)["s1-01.npz"] == before["s1-01.npz"]
@@ -141,5 +153,5 @@ def test_other_members_and_systems_are_refused(options, tmp_path):
 def test_it_trains_in_earnest(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "RUNS", tmp_path / "runs")
     run(tmp_path / "out", "s1", "--members", "1", "--epochs", "1")
-    names = {"s1-01.npz", "s1-folds.csv", "s1-members.csv", "scoring.csv"}
+    names = {"s1-01.npz", "s1-folds.csv", "s1-members.csv", "s1-confusion.csv"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names

@@ -217,6 +217,12 @@ def test_labels_of_another_length_are_refused(model):
         attack(model, DIGITS.images, DIGITS.labels[1:], 8)
 
 
+@pytest.mark.parametrize("label", [-1, 10, 0.5])
+def test_a_gradient_needs_labels_of_digits(model, label):
+    with pytest.raises(DataError, match="labels"):
+        loss_gradient(model, DIGITS.images[:1].astype(float), np.array([label]))
+
+
 def test_a_net_without_a_softmax_is_refused():
     layers = keras.layers
     model = keras.Sequential([keras.Input((28, 28)), layers.Flatten(), layers.Dense(10)])

@@ -77,7 +77,7 @@ def only_run(folder):
 
 def stopped(folder, recipe=TINY, seed=0):
     "The folder of a run that was stopped in its second epoch"
-    train, epochs = training._Run.train_epoch, []
+    train, epochs = training._train_epoch, []
 
     def interrupted(run, callbacks=()):
         epochs.append(run)
@@ -86,7 +86,7 @@ def stopped(folder, recipe=TINY, seed=0):
         return train(run, callbacks)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Run, "train_epoch", interrupted)
+        patch.setattr(training, "_train_epoch", interrupted)
         fitted(recipe, seed, folder)
     return only_run(folder)
 
@@ -119,7 +119,7 @@ def halfway(tmp_path_factory):
 @pytest.fixture
 def no_training(monkeypatch):
     "Whoever trains fails."
-    monkeypatch.setattr(training._Run, "train_epoch", lambda *args: pytest.fail("it was trained"))
+    monkeypatch.setattr(training, "_train_epoch", lambda *args: pytest.fail("it was trained"))
 
 
 # Killed and resumed
@@ -448,6 +448,20 @@ def test_a_recipe_is_refused_or_can_be_built_written_and_read(field, value, sche
         return
     assert recipe_from_dict(json.loads(json.dumps(recipe_to_dict(recipe)))) == recipe
     build_models(recipe, 0, FIRST.images, 3)
+
+
+def test_numbers_of_numpy_are_as_good_as_python_s():
+    grid = {"epochs": np.int64(3), "batch_size": np.int32(8), "tta": np.uint8(1),
+            "patience": np.int64(2), "monitor": "val_loss", "learning_rate": np.float32(0.5)}
+    recipe = Net(SMALLEST).set_params(**{f"recipe__{key}": grid[key] for key in grid}).recipe
+    assert json.loads(json.dumps(recipe_to_dict(recipe)))["epochs"] == 3
+    assert recipe == replace(SMALLEST, epochs=3, batch_size=8, tta=1, patience=2,
+                             monitor="val_loss", learning_rate=0.5)
+
+
+def test_what_is_no_dictionary_is_no_recipe():
+    with pytest.raises(TypeError, match="a recipe: list; expected a dictionary"):
+        recipe_from_dict([])
 
 
 @pytest.mark.parametrize("rate", [1, np.float32(0.5), np.int64(1)])
@@ -989,7 +1003,7 @@ def test_an_interrupted_net_has_the_weights_of_its_best_epoch(monkeypatch, monit
     def worse(run):
         return {"val_loss": len(run.rows) + 1.0, "val_accuracy": 0.5}
 
-    monkeypatch.setattr(training._Run, "_validate", worse)
+    monkeypatch.setattr(training, "_validate", worse)
     recipe, watched = replace(SMALLEST, epochs=4, monitor=monitor, batch_size=16), DIGITS
     net = Net(recipe, verbose=False, callbacks=(Interrupt(),))
     with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,9 @@ resumes from the folder that DIGITREC_RUNS names, or from one among the temporar
 
 A member's files: `SYSTEM-NN.npz` (predicted probabilities of the test and the scoring digits, as
 whole numbers from 0 to 255), its epochs in `s1-folds.csv`, `s1-fresh-folds.csv` or `s2-nets.csv`,
-and a row of facts in `SYSTEM-members.csv`. `scoring.csv` has the labels of the scoring digits.
+and a row of facts in `SYSTEM-members.csv`. The data stays out: for a scoring digit, the ten
+probabilities begin with the true digit's, and what the vote of the stored members took each digit
+for is counted in `SYSTEM-confusion.csv`.
 """
 import argparse
 import os
@@ -30,6 +32,7 @@ from digitrec.augmentation import augment
 from digitrec.data import Digits, atomic_write, split
 from digitrec.ensemble import splits
 from digitrec.recipe import RECIPES, Recipe
+from digitrec.scores import confusion
 from digitrec.sources import load
 from digitrec.training import Net, digest, keras
 
@@ -81,6 +84,11 @@ def to_bytes(probabilities: np.ndarray) -> np.ndarray:
     return stored
 
 
+def from_truth(labels: np.ndarray) -> np.ndarray:
+    "Column numbers (n, 10) that begin with the true digit and count on from there, 0 after 9."
+    return (labels[:, None] + np.arange(10)) % 10
+
+
 def facts(number: int, net: Net, n_train: int, n_held: int, scoring: Digits, test: Digits) -> dict:
     "Describe a member: its row in the table of members."
     return {
@@ -116,32 +124,46 @@ def store(out: Path, system: str, number: int, net: Net, about: dict, scoring, t
     history = net.history_.reset_index().assign(member=number)[COLUMNS]
     add_rows(out / HISTORY[system], history.round(6))
     add_rows(out / f"{system}-members.csv", pd.DataFrame([about]))
-    probabilities = {"scoring": to_bytes(net.predict_proba(scoring.images)),
-                     "test": to_bytes(net.predict_proba(test.images))}
+    scored = net.predict_proba(scoring.images)
+    scored = np.take_along_axis(scored, from_truth(scoring.labels), axis=1)
+    probabilities = {"scoring": to_bytes(scored), "test": to_bytes(net.predict_proba(test.images))}
     with atomic_write(out / f"{system}-{number:02}.npz") as temporary:
         np.savez_compressed(temporary, **probabilities)
+
+
+def count_confusion(out: Path, system: str, labels: np.ndarray):
+    "Count the true digits (rows) by what the vote of the stored members predicts (columns)."
+    members = [np.load(path)["scoring"] for path in sorted(out.glob(f"{system}-[0-9][0-9].npz"))]
+    places = np.sum(members, axis=0, dtype=int).argmax(axis=1)
+    counts = confusion(labels, (labels + places) % 10)
+    with atomic_write(out / f"{system}-confusion.csv") as temporary:
+        pd.DataFrame(counts).to_csv(temporary, index=False)
+
+
+def train_member(system: str, recipe: Recipe, number: int, digits, scoring, test, out: Path):
+    "Train a member, and store it."
+    net, n_train, n_held = (train_net(recipe, number, digits) if system == "s2" else
+                            train_fold(system, recipe, number, digits))
+    about = facts(number, net, n_train, n_held, scoring, test)
+    store(out, system, number, net, about, scoring, test)
+    row = net.history_.loc[net.best_epoch_]
+    print(f"{system}, member {number}: validation accuracy {row.val_accuracy:.4f} in epoch "
+          f"{net.best_epoch_} of {len(net.history_)}, {net.seconds_:,.0f} s", flush=True)
 
 
 def train_members(system: str, members: int, out: Path, source: str = "kaggle",
                   epochs: int | None = None):
     "Train the members that are missing among the first so many, and store each when finished."
     digits, scoring, test = shares(source)
-    with atomic_write(out / "scoring.csv") as temporary:
-        pd.DataFrame({"label": scoring.labels}).to_csv(temporary, index=False)
     recipe = RECIPE[system]
     if epochs:
         recipe = replace(recipe, epochs=epochs)
     for number in range(1, members + 1):
         if is_stored(out, system, number):
             print(f"{system}, member {number}: stored", flush=True)
-            continue
-        net, n_train, n_held = (train_net(recipe, number, digits) if system == "s2" else
-                                train_fold(system, recipe, number, digits))
-        about = facts(number, net, n_train, n_held, scoring, test)
-        store(out, system, number, net, about, scoring, test)
-        row = net.history_.loc[net.best_epoch_]
-        print(f"{system}, member {number}: validation accuracy {row.val_accuracy:.4f} in epoch "
-              f"{net.best_epoch_} of {len(net.history_)}, {net.seconds_:,.0f} s", flush=True)
+        else:
+            train_member(system, recipe, number, digits, scoring, test, out)
+        count_confusion(out, system, scoring.labels)
 
 
 def main(arguments=None):
