@@ -47,7 +47,8 @@ def _requested(engine: str) -> Backend:
     if engine not in ENGINES:
         raise ValueError(f"KERAS_BACKEND is {engine!r}; expected one of {', '.join(ENGINES)}")
     if not _installed(engine):
-        raise ImportError(f"KERAS_BACKEND is {engine!r}, which is not installed: {_EXTRAS}")
+        raise ImportError(f"KERAS_BACKEND is {engine!r}, which is not installed: "
+                          f"pip install {engine}, or unset KERAS_BACKEND")
     return Backend(engine, "as KERAS_BACKEND says")
 
 
@@ -97,9 +98,9 @@ def choose_backend(
 ) -> Backend:              # the same at every call
     """Choose what Keras computes with, once, before Keras is imported.
 
-    The user's KERAS_BACKEND, if set; JAX, where a TPU is attached or TensorFlow is missing;
-    TensorFlow otherwise. Raises `ImportError` where Keras or an engine is not installed, and
-    `ValueError` where KERAS_BACKEND names no engine."""
+    If Keras was imported before: what it uses. Else the user's KERAS_BACKEND, if set; JAX, where
+    a TPU is attached or TensorFlow is missing; TensorFlow otherwise. Raises `ImportError` where
+    Keras or an engine is not installed, and `ValueError` where KERAS_BACKEND names no engine."""
     chosen = _choose()
     if verbose:
         print(f"digitrec: {chosen}")

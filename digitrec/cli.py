@@ -156,7 +156,8 @@ def _line(prediction: dict, n: int) -> str:
     first, second = (f"{i}, {_percent(probabilities[i])}" for i in order[:2])
     if prediction["rejected"]:
         return f"{name}  ?  perhaps no digit ({first}; or {second})"
-    return f"{name}  {prediction['digit']}  {_percent(prediction['probability'])}  (or {second})"
+    runner_up = f"  (or {second})" if probabilities[order[1]] >= 0.001 else ""
+    return f"{name}  {prediction['digit']}  {_percent(prediction['probability'])}{runner_up}"
 
 
 def _write_table(out: Path, predictions: list[dict]):
@@ -356,7 +357,8 @@ def evaluate(
     """Train on all digits, predict the test digits once, and score on digits not trained on.
 
     Test labels score the recogniser itself. Without them, an ensemble is scored by its out-of-fold
-    probabilities, anything else by another one, trained without a fifth of the digits."""
+    probabilities, any other recogniser by a second one, trained on four fifths of the digits and
+    scored on the rest."""
     from digitrec.scores import predict_probabilities
 
     if test.labels is None and plan.members == 1:
@@ -755,26 +757,30 @@ def _keras() -> str:
         return f"{type(error).__name__}: {error}"
 
 # %% ../nbs/13_cli.ipynb #60b7ccca
-def _extras() -> dict[str, bool]:
-    "Which of the package's extras are installed: every package in the required version"
+def _has_extra(package: str, extra: str) -> bool:
+    "Whether all that a package's extra requires is installed, in the required versions"
     from packaging.requirements import Requirement
 
+    for text in importlib.metadata.metadata(package).get_all("Requires-Dist") or []:
+        need = Requirement(text)
+        if need.marker is None or not need.marker.evaluate({"extra": extra}):
+            continue
+        version = _version(need.name)
+        if version is None or not need.specifier.contains(version, prereleases=True):
+            return False
+        if not all(_has_extra(need.name, inner) for inner in need.extras):
+            return False
+    return True
+
+
+def _extras() -> dict[str, bool]:
+    "Which of the package's extras are installed"
     try:
         about = importlib.metadata.metadata("digitrec")
     except importlib.metadata.PackageNotFoundError:  # a bare source tree
         return {}
-    needs = [Requirement(text) for text in about.get_all("Requires-Dist") or []]
-
-    def is_met(need, extra):
-        if need.marker is None or not need.marker.evaluate({"extra": extra}):
-            return True
-        version = _version(need.name)
-        return version is not None and need.specifier.contains(version, prereleases=True)
-
-    def is_installed(extra):
-        return all(is_met(need, extra) for need in needs)
-
-    return {extra: is_installed(extra) for extra in about.get_all("Provides-Extra") or []}
+    extras = about.get_all("Provides-Extra") or []
+    return {extra: _has_extra("digitrec", extra) for extra in extras}
 
 # %% ../nbs/13_cli.ipynb #f6df1f98
 def _shipped() -> dict[str, dict]:

@@ -25,7 +25,7 @@ from .data import (
     DataError, Digits, atomic_write, check_images, check_integers, folds, read_json, write_json)
 from .eda import PALETTE
 from .recipe import Recipe
-from .scores import accuracy
+from .scores import Recogniser, accuracy
 from .training import DAMAGED, NET_JSON, Net, RecipeParams, keras
 
 # %% ../nbs/09_ensemble.ipynb #ac529a7d
@@ -173,7 +173,7 @@ def _take(ensemble, members: list[Net], oof: np.ndarray, scores: pd.DataFrame):
     ensemble.classes_, ensemble.n_features_in_ = np.arange(10), 784
 
 # %% ../nbs/09_ensemble.ipynb #dde692d0
-class _Voting:
+class _Voting(Recogniser):
     "The predictions and the scores of a fitted ensemble"
 
     members_: list[Net]
@@ -192,13 +192,6 @@ class _Voting:
         "Average the members' probabilities (soft vote). Raises `DataError` for bad images."
         check_is_fitted(self, "members_")
         return np.mean([member.predict_proba(images) for member in self.members_], axis=0)
-
-    def predict(
-        self,
-        images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
-    ) -> np.ndarray:         # int64 (n,)
-        "Predict the digit with the highest vote. Raises `DataError` for bad images."
-        return self.predict_proba(images).argmax(axis=1)
 
 # %% ../nbs/09_ensemble.ipynb #1c405c9e
 ENSEMBLE_JSON = "ensemble.json"

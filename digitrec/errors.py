@@ -34,7 +34,8 @@ def misclassified(
 ) -> pd.DataFrame:  # a row an error: id (the index), predicted, actual, confidence (0 to 1)
     """List the misclassified digits, the most confident first.
 
-    Raises `DataError` without labels, for bad probabilities, and for a pair of no digits."""
+    Raises `DataError` without labels, for bad probabilities, and for an `actual` or `predicted`
+    outside 0 to 9."""
     probabilities = _check_labelled(digits, probabilities)
     table = pd.DataFrame({"predicted": probabilities.argmax(axis=1), "actual": digits.labels,
                           "confidence": probabilities.max(axis=1)}).rename_axis("id")

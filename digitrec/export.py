@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from .data import (
     DataError, atomic_write, check_images, check_integers, read_json, write_json)
-from .scores import check_probabilities, predict_with_tta
+from .scores import Recogniser, check_probabilities, predict_with_tta
 
 # %% ../nbs/12_export.ipynb #3fe5a77a
 def _halved(values, owner: str) -> np.ndarray:
@@ -336,7 +336,7 @@ def _open(pretrained) -> tuple:
     return pretrained._opened[1:]
 
 # %% ../nbs/12_export.ipynb #607e0b88
-class _Predicting:
+class _Predicting(Recogniser):
     "The predictions of a file's nets"
 
     def predict_proba(
@@ -348,13 +348,6 @@ class _Predicting:
         of_nets = predict_with_tta(partial(_run_session, session), images, card["tta"])
         probabilities = of_nets.mean(axis=1)
         return probabilities / probabilities.sum(axis=1, keepdims=True)
-
-    def predict(
-        self,
-        images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
-    ) -> np.ndarray:         # int64 (n,)
-        "Predict the most probable digit, whatever the image shows. Raises `DataError`."
-        return self.predict_proba(images).argmax(axis=1)
 
     def rejects(
         self,

@@ -265,7 +265,7 @@ def load(
 ):  # the fitted recogniser
     """Load a recogniser. Nothing in its files is run.
 
-    Raises `DataError` if there is none, if it is damaged or names types that nobody trusts, and
+    Raises `DataError` if there is none, if it is damaged or names types not on our list, and
     `ImportError` if it is a net and Keras or its engine is not installed."""
     if str(path) in PRETRAINED and not os.path.exists(path):
         return load_pretrained(str(path))

@@ -186,7 +186,8 @@ def _located(source: str) -> tuple[str, Path]:
     "The form (kaggle or mnist) of a source, given by name or path, and its first file"
     if source in _INSTRUCTIONS:
         return source, _named(source)
-    expected = "; or ".join(_INSTRUCTIONS.values())
+    expected = ("a folder with train.csv and test.csv, from `kaggle competitions download -c "
+                "digit-recognizer`; with mnist.npz; or with MNIST's four IDX files")
     if not os.path.exists(source):
         raise DataError(source, "no such file or folder", expected)
     for form in _INSTRUCTIONS:

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .data import check_images, flatten
 from .eda import fastest_estimator
+from .scores import Recogniser
 
 # %% ../nbs/03_svm.ipynb #122a0aab
 def deskew(
@@ -84,10 +85,6 @@ def _class_scores(scores) -> np.ndarray:
     "Give each class a column: the one score of two classes, (n,), becomes (n, 2)"
     return np.column_stack([-scores, scores]) if scores.ndim == 1 else scores
 
-
-def _likeliest(recogniser, X) -> np.ndarray:
-    columns = recogniser.predict_proba(X).argmax(axis=1)
-    return recogniser.classes_[columns]
 
 # %% ../nbs/03_svm.ipynb #5c50ce9f
 class _PairSVM(BaseEstimator):
@@ -210,11 +207,12 @@ class Calibrated(ClassifierMixin, _TemperatureScaled):
         return softmax(scores / self.temperature_, axis=1)
 
     def predict(self, X) -> np.ndarray:
-        "For rows (n, d), predict the likeliest class: (n,)"
-        return _likeliest(self, X)
+        "For rows (n, d), predict the most probable class: (n,)"
+        columns = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[columns]
 
 # %% ../nbs/03_svm.ipynb #b3e6fff4
-class ImagePipeline(Pipeline):
+class ImagePipeline(Recogniser, Pipeline):
     "A scikit-learn pipeline for images, whose last step takes `groups`"
 
     def fit(self, images, labels, groups=None):
@@ -234,10 +232,6 @@ class ImagePipeline(Pipeline):
         if not len(images := check_images(images)):
             return np.zeros((0, len(self.classes_)))
         return super().predict_proba(images)
-
-    def predict(self, images) -> np.ndarray:
-        "Predict the likeliest class: (n,)"
-        return _likeliest(self, images)
 
 # %% ../nbs/03_svm.ipynb #6842594e
 # roma-glushko/kaggle-digit-recognizer on GitHub, 2021; Kaggle score .97610

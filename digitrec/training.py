@@ -37,7 +37,7 @@ from .nets import (
     variable_values)
 from .recipe import (
     Recipe, RecipeParams, best_epoch, recipe_from_dict, recipe_to_dict, registered)
-from .scores import accuracy, nll, predict_with_tta
+from .scores import Recogniser, accuracy, nll, predict_with_tta
 
 choose_backend(verbose=False)  # before Keras is imported
 import keras
@@ -305,8 +305,8 @@ def _check_settings(recipe, seed, callbacks=()):
     for callback in callbacks:
         name = type(callback).__name__
         if name in ("EarlyStopping", "ReduceLROnPlateau"):  # each epoch is a `fit` that resets them
-            raise ValueError(f"Net: callbacks have {name}, which counts epochs; expected the "
-                             "recipe's monitor and patience, or its schedule")
+            raise ValueError(f"Net: callbacks have {name}, which remembers earlier epochs; "
+                             "expected the recipe's monitor and patience, or its schedule")
 
 # %% ../nbs/05_training.ipynb #d14e3d27
 def _check_digits(images, labels, name: str, groups=None) -> Digits:
@@ -403,7 +403,7 @@ class _Training:
         return self
 
 # %% ../nbs/05_training.ipynb #ae255550
-class _Predicting:
+class _Predicting(Recogniser):
     "The predictions of a fitted net"
 
     def predict_proba(
@@ -415,13 +415,6 @@ class _Predicting:
         with distribute():
             predict = partial(predict_model, self.model_)
             return predict_with_tta(predict, check_images(images), self.recipe.tta)
-
-    def predict(
-        self,
-        images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
-    ) -> np.ndarray:         # int64 (n,)
-        "Predict the most probable digit. Raises `DataError` for anything but images."
-        return self.predict_proba(images).argmax(axis=1)
 
 # %% ../nbs/05_training.ipynb #af0b6645
 WEIGHTS, NET_JSON = "net.weights.h5", "net.json"

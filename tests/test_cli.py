@@ -540,6 +540,36 @@ def test_no_time_left_before_a_later_epoch():
     assert "left" not in cli._progress_line(plan, 3, {0: (epochs_of(10), False)})
 
 
+@pytest.mark.parametrize("second, shown", [
+    (0.004, "a.png  5  99.6 %  (or 8, 0.4 %)"), (0.0004, "a.png  5  >99.9 %"),
+    (0, "a.png  5  >99.9 %")])
+def test_a_runner_up_is_named_from_a_tenth_of_a_percent_on(second, shown):
+    probabilities = np.zeros((1, 10))
+    probabilities[0, [5, 8]] = 1 - second, second
+    assert cli._line(*cli._predictions("a.png", probabilities, 0), 1) == shown
+
+
+class Metadata:
+    "The metadata of an installed package, as importlib reads it"
+
+    def __init__(self, *needs):
+        self.needs = needs
+
+    def get_all(self, name):
+        return self.needs if name == "Requires-Dist" else None
+
+
+@pytest.mark.parametrize("installed, found", [
+    ({"jax": "0.10", "libtpu": "0.0.42"}, True), ({"jax": "0.10"}, False),
+    ({"jax": "0.6", "libtpu": "0.0.42"}, False), ({}, False)])
+def test_an_extra_needs_the_extras_of_its_packages(monkeypatch, installed, found):
+    packages = {"digitrec": Metadata("numpy", "jax[tpu]>=0.7; extra == 'tpu'"),
+                "jax": Metadata("ml_dtypes", "libtpu==0.0.42; extra == 'tpu'")}
+    monkeypatch.setattr(cli.importlib.metadata, "metadata", packages.get)
+    monkeypatch.setattr(cli, "_version", installed.get)
+    assert cli._has_extra("digitrec", "tpu") is found
+
+
 def test_a_line_of_progress_is_printed_once(monkeypatch):
     first, done = (epochs_of(9), False), (epochs_of(9, 1), True)
     moments = [{}, {0: first}, {0: first}, {0: done}, *[{0: done}] * 9, {0: done, 1: first}]

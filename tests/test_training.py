@@ -1014,7 +1014,7 @@ def test_an_interrupted_net_has_the_weights_of_its_best_epoch(monkeypatch, monit
 
 
 @pytest.mark.parametrize("kind", ["EarlyStopping", "ReduceLROnPlateau"])
-def test_callbacks_that_count_epochs_are_refused(kind):
+def test_callbacks_that_remember_epochs_are_refused(kind):
     net = Net(SMALLEST, callbacks=(getattr(keras.callbacks, kind)(),))
     with pytest.raises(ValueError, match=f"callbacks have {kind}.*expected the recipe's monitor"):
         net.fit(*DIGITS)

@@ -6,9 +6,10 @@
     python tools/published.py s1 --members 3             # the first three folds only
     python tools/published.py s2 --source digits --epochs 2 --out FOLDER  # a test, in a minute
 
-Each member takes hours on a CPU. Its results are written when it is finished, and a member whose
-results are there is skipped: start the same command again after a stop. An unfinished member
-resumes from the folder that DIGITREC_RUNS names, or from one among the temporary files.
+Each member takes half an hour to an hour on a CPU. Its results are written when it is finished,
+and a member whose results are there is skipped: start the same command again after a stop. An
+unfinished member resumes from the folder that DIGITREC_RUNS names, or from one among the temporary
+files.
 
 A member's files: `SYSTEM-NN.npz` (predicted probabilities of the test and the scoring digits, as
 whole numbers from 0 to 255), its epochs in `s1-folds.csv`, `s1-fresh-folds.csv` or `s2-nets.csv`,
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib import cpu_count
 
 import digitrec
 from digitrec.augmentation import augment
@@ -95,7 +97,7 @@ def facts(number: int, net: Net, n_train: int, n_held: int, scoring: Digits, tes
         "member": number, "recipe": net.recipe.name, "seed": net.seed, "n_train": n_train,
         "n_validation": n_held, "epochs": len(net.history_), "best_epoch": net.best_epoch_,
         "precision": net.recipe.precision, "seconds": round(net.seconds_, 1),
-        "cpus": os.cpu_count(), "machine": platform.machine(),
+        "cpus": cpu_count(), "machine": platform.machine(),
         "python": platform.python_version(), "keras": keras.__version__,
         "backend": keras.backend.backend(), "digitrec": digitrec.__version__,
         "date": datetime.now(UTC).date().isoformat(),
