@@ -208,6 +208,14 @@ def draw_heatmaps(
                    image__cmap="Greys"), _finished(lambda figure: None):
         keract.display_heatmaps(maps, image[0] / 255, merge_filters=together)
 
+# %% ../nbs/11_inside.ipynb #8d36e161
+def _check_one(image) -> np.ndarray:
+    "A digit as uint8 (1, 28, 28). Raises `DataError` for anything but one digit."
+    image = check_images(image)
+    if len(image) != 1:
+        raise DataError("image", f"{len(image)} digits", "one, of shape (1, 28, 28)")
+    return image
+
 # %% ../nbs/11_inside.ipynb #18cca6ae
 def _first_convolution(model) -> str:
     "The name of the first convolution. Raises `ValueError` for a model without."
@@ -231,10 +239,8 @@ def feature_maps(
     image: np.ndarray,   # uint8 (1, 28, 28)
 ) -> np.ndarray:         # float32 (filters, height, width)
     "Compute the first convolution's output for a digit. Raises `DataError` and `ValueError`."
-    if len(check_images(image)) != 1:
-        raise DataError("image", f"{len(image)} digits", "one, of shape (1, 28, 28)")
     (inputs, tensors), name = _tensors(model), _first_convolution(model)
-    return _compute(inputs, {name: tensors[name]}, image)[name][0].transpose(2, 0, 1)
+    return _compute(inputs, {name: tensors[name]}, _check_one(image))[name][0].transpose(2, 0, 1)
 
 # %% ../nbs/11_inside.ipynb #49290036
 def input_gradient(
@@ -344,9 +350,7 @@ def occlusion(
 
     Raises `ValueError` for the pair, the patch and the model, `DataError` for bad images."""
     _layers(model), _check_pair(digit, rival)
-    image = check_images(image)
-    if len(image) != 1:
-        raise DataError("occlusion", f"{len(image)} digits", "one, of shape (1, 28, 28)")
+    image = _check_one(image)
     if not isinstance(size, (int, np.integer)) or size not in range(1, 28, 2):
         raise ValueError(f"size = {size!r}; expected an odd number from 1 to 27")
     odds = _log_odds(model, np.concatenate([image, _covered(image, size)]), digit, rival)
@@ -363,9 +367,7 @@ def saliency(
 
     Raises `ValueError` for the pair and the model, `DataError` for bad images."""
     _layers(model), _check_pair(digit, rival)
-    image = check_images(image)
-    if len(image) != 1:
-        raise DataError("saliency", f"{len(image)} digits", "one, of shape (1, 28, 28)")
+    image = _check_one(image)
 
     def odds(logits):
         return keras.ops.sum(logits[:, digit] - logits[:, rival])

@@ -162,8 +162,7 @@ def download_mnist(
 
 # %% ../nbs/00c_sources.ipynb #aeb9f2a3
 _INSTRUCTIONS = {
-    "kaggle": "train.csv and test.csv, from `kaggle competitions download -c digit-recognizer`, "
-    "in a folder that you name in DIGITREC_DATA",
+    "kaggle": "train.csv and test.csv, from `kaggle competitions download -c digit-recognizer`",
     "mnist": "mnist.npz or MNIST's four IDX files",
 }
 
@@ -178,7 +177,8 @@ def _named(source: str) -> Path:
         first = download_mnist()
     if first is None:
         found = f"nothing in {', '.join(map(str, search_paths(source)))}"
-        raise DataError(source, found, _INSTRUCTIONS[source])
+        expected = f"{_INSTRUCTIONS[source]}, in a folder that you name in DIGITREC_DATA"
+        raise DataError(source, found, expected)
     return first
 
 # %% ../nbs/00c_sources.ipynb #e90879a0
@@ -186,8 +186,7 @@ def _located(source: str) -> tuple[str, Path]:
     "The form (kaggle or mnist) of a source, given by name or path, and its first file"
     if source in _INSTRUCTIONS:
         return source, _named(source)
-    expected = ("a folder with train.csv and test.csv, from `kaggle competitions download -c "
-                "digit-recognizer`; with mnist.npz; or with MNIST's four IDX files")
+    expected = f"a folder with {'; or '.join(_INSTRUCTIONS.values())}"
     if not os.path.exists(source):
         raise DataError(source, "no such file or folder", expected)
     for form in _INSTRUCTIONS:

@@ -85,7 +85,6 @@ def _class_scores(scores) -> np.ndarray:
     "Give each class a column: the one score of two classes, (n,), becomes (n, 2)"
     return np.column_stack([-scores, scores]) if scores.ndim == 1 else scores
 
-
 # %% ../nbs/03_svm.ipynb #5c50ce9f
 class _PairSVM(BaseEstimator):
     "Train an SVM for each pair of classes, and compute its margins"

@@ -216,6 +216,8 @@ def test_a_digit_may_be_a_row_and_one_unit_a_number(net):
     for compute in (inside.saliency, inside.occlusion):
         flat = compute(net, ONE.reshape(1, 784), 1, 2)
         assert np.allclose(flat, compute(net, ONE, 1, 2))
+    maps = inside.feature_maps(net, ONE)
+    assert np.allclose(inside.feature_maps(net, ONE.reshape(1, 784)), maps)
     one, several = (inside.maximize_activation(net, "conv2d", units, 2) for units in (3, [3]))
     assert (one == several).all()
 
