@@ -7,6 +7,7 @@ __all__ = ['app', 'main', 'one_sentence', 'predict', 'Plan', 'make_plan', 'Resul
            'gather_recipes', 'recipes', 'gather_info', 'info', 'draw']
 
 # %% ../nbs/13_cli.ipynb #891153f5
+import asyncio
 import importlib.metadata
 import json
 import os
@@ -18,7 +19,8 @@ import tempfile
 import threading
 import time
 import traceback
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -401,16 +403,16 @@ def _minutes(seconds: float) -> str:
 
 # %% ../nbs/13_cli.ipynb #5c48d9e5
 def _seconds_left(plan: Plan, epochs: int, members: dict) -> float:
-    "How long the rest will take at most; NaN before that is known"
-    number = max(members)
-    rows, is_trained = members[number]
-    n_first = plan.members - number - 1
-    n_later = n_first * (epochs - 1) + (0 if is_trained else epochs - len(rows))
+    "How long the rest will take, with as many nets at a time; NaN before that is known"
+    begun = [epochs - len(rows) for rows, is_trained in members.values() if not is_trained]
+    n_first = plan.members - len(members)
+    n_later = n_first * (epochs - 1) + sum(begun)
     first = [rows[0]["seconds"] for rows, _ in members.values()]
     later = [row["seconds"] for rows, _ in members.values() for row in rows[1:]]
     if n_later and not later:
         return np.nan
-    return n_first * np.mean(first) + (n_later * np.mean(later) if n_later else 0)
+    seconds = n_first * np.mean(first) + (n_later * np.mean(later) if n_later else 0)
+    return seconds / max(len(begun), 1)  # begun and not trained: as many as there are workers
 
 
 def _progress_line(plan: Plan, epochs: int, members: dict) -> str:
@@ -572,6 +574,134 @@ def _summary(plan: Plan, scores: dict, folder: Path, seconds: float):
     for name, value in rows.items():
         typer.echo(f"{name:<11} {_printable(value)}")
 
+# %% ../nbs/13_cli.ipynb #7d11455e
+async def _shake_hands(address: str):
+    "Reach a Dask server in 10 s, or raise one of many errors; `Client` would wait without end."
+    from distributed import Security
+    from distributed.comm import connect
+
+    settings = Security().get_connection_args("client")
+    comm = await asyncio.wait_for(connect(address, timeout=10, **settings), 10)
+    await comm.close()
+
+
+def _connect(address: str):
+    "Connect to a Dask scheduler. Raises `ImportError` without Dask, `ValueError` without one."
+    from concurrent.futures import ThreadPoolExecutor
+
+    try:
+        from distributed import Client
+    except ImportError:
+        missing = 'Dask, which is not installed: pip install "digitrec[cluster]"'
+        raise ImportError(f"--cluster needs {missing}") from None
+    try:
+        with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop of its own
+            pool.submit(asyncio.run, _shake_hands(address)).result()
+        return Client(address, timeout=10)
+    except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        found = f"found no Dask scheduler ({type(error).__name__})"
+        expected = "expected the address that `dask scheduler` prints, such as tcp://10.0.0.5:8786"
+        raise ValueError(f"--cluster {address}: {found}; {expected}") from error
+
+# %% ../nbs/13_cli.ipynb #0e0f06fe
+def _describe_machine(file: str) -> str:
+    "Describe the machine that runs this: versions, the engine, and whether it sees a file."
+    from digitrec.backend import choose_backend
+
+    python = ".".join(platform.python_version_tuple()[:2])
+    engine, sees = choose_backend(False).name, "sees" if os.path.exists(file) else "does not see"
+    return (f"Python {python}, digitrec {__version__}, Keras on {engine}, "
+            f"and {sees} {os.path.dirname(file)}")
+
+
+def _check_machines(client, address: str, folder: Path):
+    "Raise `ValueError` unless each worker runs on a machine like this one."
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        expected = _describe_machine(file.name)
+        machines = client.run(_describe_machine, file.name, on_error="return")
+    for worker, found in machines.items():
+        if found != expected:
+            raise ValueError(f"--cluster {address}: found at worker {worker}: {found}; "
+                             f"expected, as here: {expected}")
+
+# %% ../nbs/13_cli.ipynb #edb4ba96
+def _check_workers(client, address: str, folder: Path) -> int:
+    "Count the workers. Raises `ValueError` unless two or more of one thread are as this machine."
+    with suppress(OSError):  # too few in time
+        client.wait_for_workers(2, timeout=10)
+    threads = client.nthreads()
+    most = max(threads.values(), default=0)
+    if len(threads) < 2 or most > 1:  # joblib would train here instead of on a single worker
+        found = f"workers: {len(threads)}, most threads of one: {most}"
+        expected = f"2 or more of one thread: dask worker {address} --nthreads 1 --nworkers 2"
+        raise ValueError(f"--cluster {address}: found {found}; expected {expected}")
+    _check_machines(client, address, folder)
+    return len(threads)
+
+# %% ../nbs/13_cli.ipynb #a15c0002
+def _watch_workers(client, address: str, stop: threading.Event):
+    "Say when a cluster has lost its last worker."
+    had = True
+    while not stop.wait(5):
+        with suppress(Exception):  # the scheduler is lost, which `_guarded` says
+            has = bool(client.nthreads())
+            if had and not has:
+                _say(f"{address} has no worker left: waiting for one")
+            had = has
+
+# %% ../nbs/13_cli.ipynb #a15c0003
+@contextmanager
+def _guarded(client, address: str):
+    "Watch a cluster, and raise `ValueError` if it ends. Errors of its workers become our own."
+    from distributed import CancelledError, KilledWorker
+    from distributed.comm import CommClosedError
+
+    stop = threading.Event()
+    threading.Thread(target=_watch_workers, args=(client, address, stop), daemon=True).start()
+    try:
+        yield
+    except KilledWorker as error:
+        found = f"a fold whose worker died {error.allowed_failures + 1} times"
+        expected = "workers with enough memory; the same command resumes"
+        raise ValueError(f"--cluster {address}: found {found}; expected {expected}") from error
+    except (CancelledError, CommClosedError, TimeoutError) as error:
+        expected = "one that runs to the end; with a new one, the same command resumes"
+        raise ValueError(f"--cluster {address}: lost the cluster; expected {expected}") from error
+    except (DataError, FloatingPointError) as error:
+        raise copy(error).with_traceback(None) from error  # as raised here, and not by joblib
+    finally:
+        stop.set()
+
+# %% ../nbs/13_cli.ipynb #a15c0004
+def _dask_backend():
+    "joblib's Dask backend, which also tells of tasks that Dask gave up"
+    from joblib._dask import DaskDistributedBackend
+
+    class Backend(DaskDistributedBackend):
+        def submit(self, func, callback=None):
+            job = super().submit(func, callback)
+            job.add_done_callback(lambda done: done.exception() and callback(done.exception()))
+            return job
+
+    return Backend()
+
+# %% ../nbs/13_cli.ipynb #4f5c4a45
+@contextmanager
+def _on_cluster(address: str | None, folder: Path):
+    "Train members on the workers of a Dask scheduler; without an address, on this machine."
+    if address is None:
+        yield
+        return
+    with _connect(address) as client, _guarded(client, address):
+        import dask
+        import joblib
+
+        n = _check_workers(client, address, folder)
+        _say(f"train on {n} workers of {address}")
+        with (joblib.parallel_config(backend=_dask_backend()),
+              dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})):
+            yield
+
 # %% ../nbs/13_cli.ipynb #62ba1d96
 def _check_recipe(name: str | None) -> str | None:
     "The name of a recipe, or a usage error"
@@ -598,6 +728,8 @@ _MEMBERS = typer.Option(min=1, max=1000, metavar="N", show_default=False,
                         help="How many nets vote; 1 for a single net. Default: 5.")
 _FOLDER = typer.Option("--out", metavar="FOLDER", help="The folder to write to.")
 _SEED = typer.Option(min=0, max=2**31 - 1, metavar="N", help="The seed of all that is random.")
+_CLUSTER = typer.Option(metavar="ADDRESS", show_default=False,
+                        help="Train the nets on the workers of the Dask scheduler at this address.")
 
 # %% ../nbs/13_cli.ipynb #0bf3a241
 @contextmanager
@@ -624,6 +756,7 @@ def run(
     members: Annotated[int | None, _MEMBERS] = None,
     folder: Annotated[Path, _FOLDER] = Path("digitrec-run"),
     seed: Annotated[int, _SEED] = 0,
+    cluster: Annotated[str | None, _CLUSTER] = None,
 ):
     """Train a recogniser, score it on digits it was not trained on, and write a submission.
 
@@ -638,6 +771,11 @@ def run(
     """
     if recipe == "svm" and members not in (None, 1):
         raise typer.BadParameter("the SVM is one recogniser: 1", param_hint="'--members'")
+    if cluster is not None:
+        if recipe == "svm" or members == 1:
+            raise typer.BadParameter("one recogniser is trained on one machine; expected 2 or more "
+                                     "--members", param_hint="'--cluster'")
+        folder = folder.absolute()  # a worker starts in a folder of its own
     start = time.perf_counter()
     with one_sentence():
         with redirect_stdout(sys.stderr):
@@ -647,7 +785,8 @@ def run(
         _say(f"{plan}, to be written to {folder}")
         _say_replaced(folder)
         with _runs_in(folder, plan) as runs:
-            result = evaluate(plan, train, test, runs)
+            with _on_cluster(cluster, folder):
+                result = evaluate(plan, train, test, runs)
             runs.mkdir(parents=True, exist_ok=True)  # the SVM has none; see `_check_files`
             scores = write_run(folder, plan, train, test, result)
     _summary(plan, scores, folder, time.perf_counter() - start)

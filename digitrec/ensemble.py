@@ -84,8 +84,9 @@ def _take_a_share(worker: int, workers: int):
             pass
 
 
-def _train_member(net: Net, digits: Digits, rows, held, worker: int, workers: int):
+def _train_member(net: Net, digits: Digits, pair: tuple, worker: int, workers: int):
     "Train a member, or find it trained: its folder, and its probabilities of the held-out digits"
+    rows, held = pair  # in a tuple, as joblib stores bare arrays on a Dask worker, which may die
     if workers > 1:
         _take_a_share(worker, workers)
     watched = len(held) and net.recipe.monitor is None
@@ -100,7 +101,7 @@ def _train_members(ensemble, digits: Digits, pairs: list, folder: Path):
     workers = min(joblib.effective_n_jobs(ensemble.n_jobs), len(pairs))
     nets = [Net(ensemble.recipe, ensemble.seed + i, folder, verbose=False)
             for i in range(len(pairs))]
-    tasks = (joblib.delayed(_train_member)(net, digits, *pair, i % workers, workers)
+    tasks = (joblib.delayed(_train_member)(net, digits, pair, i % workers, workers)
              for i, (net, pair) in enumerate(zip(nets, pairs, strict=True)))
     results = joblib.Parallel(workers, return_as="generator")(tasks)
     for (run, probabilities), (_, held) in zip(results, pairs, strict=True):

@@ -8,6 +8,7 @@ __all__ = ['learning_rate_schedule', 'epoch_order', 'seeded', 'build_net', 'buil
 
 # %% ../nbs/04c_nets.ipynb #0caf5d26
 import random
+import threading
 from contextlib import contextmanager
 from functools import partial
 
@@ -49,15 +50,26 @@ def epoch_order(
     return order[: n - n % min(batch_size, n)]
 
 # %% ../nbs/04c_nets.ipynb #05f44fe9
+_building = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int):
     "Build layers inside `with seeded(seed)`, and all their random numbers follow from it."
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)
+    builder, draws = threading.get_ident(), random.Random(seed)
+    with _building:
+        state, randint = random.getstate(), random.randint
+
+        def own_randint(a, b):
+            return (draws.randint if threading.get_ident() == builder else randint)(a, b)
+
+        random.seed(seed)
+        random.randint = own_randint
+        try:
+            yield
+        finally:
+            random.randint = randint
+            random.setstate(state)
 
 # %% ../nbs/04c_nets.ipynb #0ee437ca
 def _optimizer(recipe: Recipe, steps: int):

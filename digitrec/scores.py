@@ -376,11 +376,12 @@ class CrossValidation:
         return f"{mean:.4f} ± {sd:.4f} (sd over {k} folds), {counts}"
 
 # %% ../nbs/02_scores.ipynb #f83b3c79
-def _fold(recogniser, digits: Digits, rows, held):
+def _fold(recogniser, digits: Digits, pair: tuple):
     "Fit on `rows`; give the seconds, held-out probabilities and the predictions for `rows`"
     from sklearn.base import clone
     from sklearn.utils.validation import has_fit_parameter
 
+    rows, held = pair  # in a tuple, as joblib stores bare arrays on a Dask worker, which may die
     learner, part = clone(recogniser), digits[rows]
     grouped = part.writers is not None and has_fit_parameter(learner, "groups")
     groups = {"groups": part.writers} if grouped else {}
@@ -423,5 +424,5 @@ def cross_validate(
     Raises what `folds` raises."""
     splits = folds(digits, k, seed)
     fit_fold = joblib.delayed(_fold)
-    outcomes = joblib.Parallel(n_jobs)(fit_fold(recogniser, digits, *rows) for rows in splits)
+    outcomes = joblib.Parallel(n_jobs)(fit_fold(recogniser, digits, pair) for pair in splits)
     return _gathered(digits, splits, outcomes)

@@ -526,6 +526,8 @@ def epochs_of(*seconds):
         (5, 1, {0: (epochs_of(10), True), 1: (epochs_of(20), True)}, 3 * 15),
         (2, 9, {0: (epochs_of(10, 2), True)}, 10 + 8 * 2),  # stopped early
         (2, 2, {0: (epochs_of(10, 2), True), 1: (epochs_of(10, 2), True)}, 0),
+        (4, 3, {0: (epochs_of(9, 2), False), 1: (epochs_of(9, 2), False)},
+         (2 * 2 + 2 * (9 + 2 * 2)) // 2),  # two side by side, on a cluster
     ],
 )
 def test_first_and_later_epochs_are_averaged_apart(n, epochs, members, seconds):

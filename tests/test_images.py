@@ -159,6 +159,28 @@ def python(program, code, *args, **env):
     return done.stdout.splitlines()
 
 
+def new_environment(folder, name, *more):
+    "Make an environment with what an image brings, and more; its Python."
+    version, others = IMAGES[name]
+    done = run(interpreter(version), "-m", "venv", folder / "venv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    program = folder / "venv/bin/python"
+    pip = program, "-m", "pip", "--disable-pip-version-check", "--quiet"
+    if run(*pip, "download", "--no-deps", "--dest", folder, others[1]).returncode:
+        pytest.skip("no package index can be reached")
+    done = run(*pip, "install", *others, *more)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def copy_source(folder):
+    "Copy what builds the package, as building leaves files behind."
+    shutil.copytree(ROOT / "digitrec", folder / "digitrec")
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     "Return a function that makes an image once, and returns a function that runs code in it."
@@ -166,21 +188,8 @@ def images(tmp_path_factory):
 
     def image(name):
         if name not in made:
-            version, others = IMAGES[name]
-            folder = root / name
-            done = run(interpreter(version), "-m", "venv", folder / "venv")
-            assert done.returncode == 0, done.stdout + done.stderr
-            program = folder / "venv/bin/python"
-            pip = program, "-m", "pip", "--disable-pip-version-check", "--quiet"
-            if run(*pip, "download", "--no-deps", "--dest", folder, others[1]).returncode:
-                pytest.skip("no package index can be reached")
-            source = folder / "source"  # a copy, as building leaves files behind
-            shutil.copytree(ROOT / "digitrec", source / "digitrec")
-            for file in ("pyproject.toml", "README.md", "LICENSE"):
-                shutil.copy(ROOT / file, source)
-            done = run(*pip, "install", source, *others)
-            assert done.returncode == 0, done.stderr
-            made[name] = partial(python, program)
+            source = copy_source(root / name / "source")
+            made[name] = partial(python, new_environment(root / name, name, source))
         return made[name]
     yield image
     shutil.rmtree(root)  # gigabytes
@@ -273,3 +282,70 @@ def test_an_ensemble_learns_the_embedded_digits(images, name, net):
     facts = json.loads(images(name)(VOTE, net)[-1])
     assert facts["members"] == 2 and facts["off one"] < 1e-9
     assert facts["accuracy"] > 0.8
+
+
+# Each chapter alone, as a reader runs it: its own install cell, then all others at test scale
+
+BROUGHT = ["scikit-learn==1.6.1", "pandas", "matplotlib", "seaborn", "pillow>=11.3", "jinja2",
+           "joblib", "typer", "rich", "ipykernel", "nbclient", "nbformat"]
+EXECUTE = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+
+notebook, folder = nbformat.read(sys.argv[1], as_version=4), sys.argv[2]
+NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": folder}}).execute()
+"""
+
+
+def freeze(program):
+    "The packages of an environment, each with its version"
+    return set(run(program, "-m", "pip", "list", "--format", "freeze").stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    "Return a function that makes an image without digitrec once: its Python, and attached wheels."
+    made, root = {}, tmp_path_factory.mktemp("bare")
+
+    def image(name):
+        if name not in made:
+            program = new_environment(root / name, name, *BROUGHT)
+            attached = root / name / "input/datasets/someone/digitrec-wheels"
+            version = IMAGES[name][0]
+            tool = sys.executable, ROOT / "tools/wheels.py", attached, "--python", version
+            subprocess.run(tool, check=True)
+            made[name] = program, root / name / "input"
+        return made[name]
+    yield image
+    shutil.rmtree(root)  # gigabytes
+
+
+def alone(path, mount, folder):
+    "Write a chapter, with data sets attached at `mount`, and what it fetches from the repository."
+    notebook = nbformat.read(path, as_version=4)
+    [cell] = [cell for cell in notebook.cells if cell.source.startswith("#| eval: false")]
+    cell.source = install_cell(path, mount)
+    nbformat.write(notebook, folder / path.name)
+    for file in (ROOT / "nbs").glob("*.csv"):
+        shutil.copy(file, folder)
+    shutil.copytree(ROOT / "nbs/published", folder / "published")
+    return folder / path.name
+
+
+@slow
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_chapter_runs_alone_and_upgrades_nothing(bare, tmp_path, name, path):
+    program, mount = bare(name)
+    before = freeze(program)
+    env = {"IN_TEST": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu",
+           "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    try:
+        done = run(program, "-c", EXECUTE, alone(path, mount, tmp_path), tmp_path, **env)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert before <= freeze(program)
+        done = run(program, "-m", "pip", "check")
+        assert done.returncode == 0, done.stdout
+    finally:
+        run(program, "-m", "pip", "uninstall", "--yes", "digitrec")

@@ -20,6 +20,7 @@ EXTRAS = {  # what a chapter needs beside the package; never an engine
     "03": "scikit-learn-intelex",
     "11": "keract==4.5.2",
     "12": "onnx>=1.21",
+    "13b": "distributed>=2025.1",
     "14": "onnx>=1.21",
 }
 KAGGLE = {  # the competition "digit-recognizer"
