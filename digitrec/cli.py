@@ -732,6 +732,15 @@ _CLUSTER = typer.Option(metavar="ADDRESS", show_default=False,
                         help="Train the nets on the workers of the Dask scheduler at this address.")
 
 # %% ../nbs/13_cli.ipynb #0bf3a241
+def _check_members(recipe: str | None, members: int | None, cluster: str | None):
+    "A usage error, where several members or workers are asked of what is one recogniser"
+    if recipe == "svm" and members not in (None, 1):
+        raise typer.BadParameter("the SVM is one recogniser: 1", param_hint="'--members'")
+    if cluster and (recipe == "svm" or members == 1):
+        found = "one recogniser is trained on one machine"
+        raise typer.BadParameter(f"{found}; expected 2 or more --members", param_hint="'--cluster'")
+
+
 @contextmanager
 def _runs_in(folder: Path, plan: Plan):
     "Yield the folder of a plan's runs; remove it at the end, or say what a stop left in it."
@@ -768,13 +777,10 @@ def run(
     digitrec run --data kaggle --out mine     on Kaggle's table
     digitrec run --recipe svm                 the SVM
     digitrec run --recipe record --members 1  one net by the record recipe
+    digitrec run --cluster tcp://10.0.0.5:8786  on the workers of a Dask scheduler
     """
-    if recipe == "svm" and members not in (None, 1):
-        raise typer.BadParameter("the SVM is one recogniser: 1", param_hint="'--members'")
-    if cluster is not None:
-        if recipe == "svm" or members == 1:
-            raise typer.BadParameter("one recogniser is trained on one machine; expected 2 or more "
-                                     "--members", param_hint="'--cluster'")
+    _check_members(recipe, members, cluster)
+    if cluster:
         folder = folder.absolute()  # a worker starts in a folder of its own
     start = time.perf_counter()
     with one_sentence():

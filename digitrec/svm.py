@@ -184,7 +184,7 @@ class _TemperatureScaled(MetaEstimatorMixin, BaseEstimator):
         return self
 
 # %% ../nbs/03_svm.ipynb #2c588de1
-class Calibrated(ClassifierMixin, _TemperatureScaled):
+class Calibrated(Recogniser, ClassifierMixin, _TemperatureScaled):
     """Turn a classifier's scores into probabilities by temperature scaling.
 
     The temperature is fitted on scores from cross-validation (Guo et al., ICML 2017)."""
@@ -204,11 +204,6 @@ class Calibrated(ClassifierMixin, _TemperatureScaled):
         X = validate_data(self, X, reset=False)
         scores = _class_scores(self.estimator_.decision_function(X))
         return softmax(scores / self.temperature_, axis=1)
-
-    def predict(self, X) -> np.ndarray:
-        "For rows (n, d), predict the most probable class: (n,)"
-        columns = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[columns]
 
 # %% ../nbs/03_svm.ipynb #b3e6fff4
 class ImagePipeline(Recogniser, Pipeline):

@@ -72,8 +72,8 @@ from digitrec.sources import load
 from digitrec.ensemble import Ensemble
 
 train, _ = load("digits")
-recipe = dataclasses.replace(RECIPES["few"], epochs=6)
-ensemble = Ensemble(recipe, k=3, seed=1, folder=sys.argv[1], verbose=False)
+recipe = dataclasses.replace(RECIPES["few"], epochs=4)
+ensemble = Ensemble(recipe, k=2, seed=1, folder=sys.argv[1], verbose=False)
 ensemble.fit(train.images[:240], train.labels[:240])
 """
 

@@ -143,7 +143,7 @@ def with_dropout():
 
 train, _ = load("digits")
 augmentation = Augmentation(rotation=10, shear=5, zoom=0.1, shift=1, elastic=1)
-recipe = Recipe("killed", "with_dropout", epochs=16, batch_size=64, learning_rate=3e-3,
+recipe = Recipe("killed", "with_dropout", epochs=10, batch_size=64, learning_rate=3e-3,
                 schedule="one-cycle", monitor="val_loss", augmentation=augmentation)
 print("begin", flush=True)
 net = Net(recipe, 3, sys.argv[1], verbose=False).fit(train.images, train.labels)
@@ -172,7 +172,7 @@ def trained(folder, kill_after=None):
 def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_run(tmp_path):
     expected, seconds = trained(tmp_path / "undisturbed")
     moments, kills = random.Random(0), []
-    for i in range(int(os.environ.get("DIGITREC_KILLS", 2))):
+    for i in range(int(os.environ.get("DIGITREC_KILLS", 1))):
         fraction, found = moments.uniform(0.2, 0.9), ""
         while found is not None:  # finished before the kill: the machine is faster than it was
             folder = tmp_path / f"{i}-{len(list(tmp_path.iterdir()))}"
@@ -733,7 +733,7 @@ def test_bfloat16_is_in_the_steps_and_in_nothing_else():
 
 def test_bfloat16_and_float32_reach_the_same_accuracy():
     train, test = load("digits")
-    recipe = replace(RECIPES["few"], epochs=12)
+    recipe = replace(RECIPES["few"], epochs=6)
     errors = [(Net(replace(recipe, precision=precision), seed, verbose=False)
                .fit(train.images, train.labels).predict(test.images) != test.labels).sum()
               for precision in ("float32", "bfloat16") for seed in (0, 1)]
