@@ -135,7 +135,7 @@ def augment(
     if not isinstance(seed, (int, np.integer)) or seed < 0:
         found = f"seed = {str(seed)[:80]!r}"
         raise ValueError(f"augment: {found}; expected a whole number, 0 or more")
-    with seeded(int(seed)):
+    with seeded(seed):
         warp = Warp(augmentation)
     batches = [warp(images[i : i + 1000], training=True) for i in range(0, len(images), 1000)]
     warped = [np.empty((0, 28, 28)), *map(ops.convert_to_numpy, batches)]

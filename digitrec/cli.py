@@ -154,7 +154,7 @@ def _line(prediction: dict, n: int) -> str:
     "What a person reads of one of a file's n digits"
     name = prediction["file"] + (f"[{prediction['index']}]" if n > 1 else "")
     probabilities = prediction["probabilities"]
-    order = np.argsort(probabilities)[::-1]
+    order = sorted(range(10), key=lambda i: (i != prediction["digit"], -probabilities[i]))
     first, second = (f"{i}, {_percent(probabilities[i])}" for i in order[:2])
     if prediction["rejected"]:
         return f"{name}  ?  perhaps no digit ({first}; or {second})"
@@ -382,10 +382,10 @@ def _epochs_of(run: Path) -> tuple[list[dict], bool]:
     "The epochs that a run's folder has, and whether the net is trained"
     try:
         if (run / "net.json").exists():
-            return json.loads((run / "net.json").read_text())["history"], True
+            return json.loads((run / "net.json").read_text("utf-8"))["history"], True
         with np.load(run / "state.npz") as state:
             return json.loads(str(state["about"]))["rows"], False
-    except (OSError, ValueError, KeyError):  # none yet
+    except Exception:  # none yet, or a damaged file, of which the training itself tells
         return [], False
 
 
@@ -742,9 +742,13 @@ def _check_members(recipe: str | None, members: int | None, cluster: str | None)
 
 
 @contextmanager
-def _runs_in(folder: Path, plan: Plan):
+def _runs_in(folder: Path, plan: Plan, digits: Digits):
     "Yield the folder of a plan's runs; remove it at the end, or say what a stop left in it."
-    runs = folder / ".training" / f"{plan.recipe}-{plan.members}-seed{plan.seed}"
+    import hashlib
+
+    checksum = hashlib.sha256(digits.images.tobytes() + digits.labels.tobytes()).hexdigest()[:8]
+    name = f"{plan.recipe}-{plan.members}-seed{plan.seed}-{checksum}"
+    runs = folder / ".training" / name
     if runs.exists() and any(runs.iterdir()):
         _say(f"resume what a stopped run left in {runs}")
     try:
@@ -790,7 +794,7 @@ def run(
         _check_out(folder)
         _say(f"{plan}, to be written to {folder}")
         _say_replaced(folder)
-        with _runs_in(folder, plan) as runs:
+        with _runs_in(folder, plan, train) as runs:
             with _on_cluster(cluster, folder):
                 result = evaluate(plan, train, test, runs)
             runs.mkdir(parents=True, exist_ok=True)  # the SVM has none; see `_check_files`

@@ -14,7 +14,7 @@ import os
 import uuid
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,13 +216,15 @@ def flatten(
 
 # %% ../nbs/00_data.ipynb #b632d7e4
 def shifted_copies(
-    images: np.ndarray,  # (n, 28, 28)
+    images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
     pixels: int,         # how far to shift, 0 to 28
-) -> list[np.ndarray]:   # five arrays (n, 28, 28): as it is, then shifted up, down, left and right
-    "Copy images as they are and shifted four ways; ink is lost at the edge. Raises `ValueError`."
+) -> list[np.ndarray]:   # five of uint8 (n, 28, 28): as it is, then shifted up, down, left, right
+    """Copy images as they are and shifted four ways; ink is lost at the edge.
+
+    Raises `DataError` for other images, `ValueError` for other pixels."""
     if not isinstance(pixels, (int, np.integer)) or not 0 <= pixels <= 28:
         raise ValueError(f"pixels must be a whole number from 0 to 28, got {pixels!r}")
-    paper = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
+    paper = np.pad(check_images(images), ((0, 0), (pixels, pixels), (pixels, pixels)))
     corners = np.array([(1, 1), (2, 1), (0, 1), (1, 2), (1, 0)]) * pixels
     return [paper[:, y : y + 28, x : x + 28] for y, x in corners]
 
@@ -248,11 +250,10 @@ def _data_errors(path):
 
 # %% ../nbs/00_data.ipynb #00b6e133
 def _zip_entry(archive: zipfile.ZipFile, name: str):
-    "The entry of a zip that is called `name`, or its only entry"
+    "The entry of a zip that is called `name`; without a name, its only entry"
     names = [entry for entry in archive.namelist()
              if not entry.endswith("/") and "__MACOSX" not in entry]
-    named = [entry for entry in names if Path(entry).name == name]
-    chosen = named or ([] if name.endswith(".npy") else names)
+    chosen = [entry for entry in names if name in ("", Path(entry).name)]
     if len(chosen) != 1:
         expected = f"one entry called {name!r}" if name else "a single table, IDX file or picture"
         raise DataError(archive.filename, f"entries {names[:5]}", expected)
@@ -262,7 +263,7 @@ def _zip_entry(archive: zipfile.ZipFile, name: str):
 @contextmanager
 def open_unpacked(
     path: str | Path,  # a plain file, a gzip or a zip, told apart by its first bytes
-    member: str = "",  # which entry of a zip, where it has several
+    member: str = "",  # which entry of a zip; its only one, if empty
 ):
     "Open a file to read its unpacked bytes. Raises `DataError` for whatever fails meanwhile."
     with _data_errors(path), open(path, "rb") as file:
@@ -298,15 +299,16 @@ def atomic_write(
 
     If the block fails, the old file stays. Raises `DataError` where the file cannot be written."""
     path = Path(path)
-    if not path.name:
-        raise DataError(path, "no name", "the name of a file to write")
+    if not path.name or os.path.exists(path) and not os.path.isfile(path):  # such as /dev/null
+        found = "no plain file" if path.name else "no name"
+        raise DataError(path, found, "the name of a file to write")
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-        if os.name == "posix":
+        with suppress(OSError):  # the file is in place, whatever a folder refuses
             _sync(path.parent, os.O_RDONLY)
     except OSError as error:
         if error.filename and Path(error.filename) not in (temporary, path, *path.parents):
@@ -319,11 +321,12 @@ def atomic_write(
 # %% ../nbs/00_data.ipynb #9ee637ab
 def write_json(
     path: str | Path,  # the file to write
-    about: dict,       # what JSON can hold
+    about: dict,       # what JSON can hold, and NumPy's numbers
 ):
     "Write JSON for people and programs, whole or not at all. Raises `DataError`."
+    text = json.dumps(about, indent=1, default=np.generic.item) + "\n"
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 import tempfile
 import threading
@@ -109,7 +110,8 @@ def _load_nets(folder: Path) -> list:
             from digitrec.training import Net
 
             return [Net.load(place)]
-    found = "another recogniser" if list(folder.glob("*.skops")) else "no net"
+    files_of_svm = (place.is_file() for place in (folder, folder / "recogniser"))
+    found = "another recogniser" if any(files_of_svm) else "no net"
     raise DataError(folder, found, f"one of {', '.join(PRETRAINED)}, or the folder of a net's run")
 
 # %% ../nbs/12b_draw.ipynb #70e7dc82
@@ -124,7 +126,7 @@ def page(
     Raises `DataError` if there is no such net or its files are damaged, `ValueError` for a net with
     a layer that the page cannot express, and `ImportError` if a run needs the package onnx."""
     with tempfile.TemporaryDirectory() as spare:
-        if model in PRETRAINED:
+        if model in PRETRAINED and not os.path.exists(model):
             net = load_pretrained(model)
         else:
             folder = Path(model)

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .data import DataError, Digits, split
+from .data import DataError, Digits, check_images, flatten, split
 
 # %% ../nbs/01_eda.ipynb #c44f24d2
 def _frame(ax):
@@ -185,7 +185,7 @@ def _second_scores(fit: Digits, held: Digits, seed: int) -> np.ndarray:
     from sklearn.decomposition import PCA
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    components = PCA(50, svd_solver="covariance_eigh").fit(fit.flat)
+    components = PCA(min(50, len(fit)), svd_solver="covariance_eigh").fit(fit.flat)
     classifier = HistGradientBoostingClassifier(random_state=seed)
     classifier.fit(components.transform(fit.flat), fit.labels)
     return classifier.predict_proba(components.transform(held.flat))[:, 1]
@@ -199,12 +199,14 @@ def two_sample_auc(
     """Train a classifier on half of two sets to tell them apart, and score it on the other half.
 
     Where both have writers, no writer is in both halves, and the interval is over writers.
-    Raises `DataError` as `split` does."""
+    Raises `DataError` as `split` does, and if a half has digits of one set only."""
     is_second = np.repeat([0, 1], [len(first), len(second)])
     known = first.writers is not None and second.writers is not None
     writers = np.r_[first.writers, second.writers] if known else None
     both = Digits(np.r_[first.images, second.images], is_second, "two sets", writers)
     fit, held = split(both, 0.5, seed)
+    if min(len(np.unique(half.labels)) for half in (fit, held)) < 2:
+        raise DataError("two sets", "a half of one set only", "more writers, or another seed")
     groups = np.unique(held.writers, return_inverse=True)[1] if known else np.arange(len(held))
     return _auc_interval(_second_scores(fit, held, seed), held.labels == 1, groups)
 
@@ -256,18 +258,18 @@ def plot_variance(
 # %% ../nbs/01_eda.ipynb #cf22081f
 def reconstruct(
     pca,                 # a fitted PCA
-    images: np.ndarray,  # uint8 (n, 28, 28)
+    images: np.ndarray,  # uint8 (n, 28, 28), or rows (n, 784)
     count: int,          # how many components to use, 1 or more
 ) -> np.ndarray:         # float32 (n, 28, 28), 0 = paper, 1 = ink
     """Rebuild images from their first principal components.
 
-    Raises `ValueError` for a count that the PCA does not have."""
-    if not 1 <= count <= len(pca.components_):
+    Raises `ValueError` for a count that the PCA does not have, `DataError` for other images."""
+    if count not in range(1, len(pca.components_) + 1):
         raise ValueError(f"count = {count}; expected 1 to {len(pca.components_)}, as the PCA has")
-    flat = images.reshape(len(images), -1) / 255 - pca.mean_
+    flat = flatten(check_images(images)) - pca.mean_
     kept = pca.components_[:count]
     rebuilt = flat @ kept.T @ kept + pca.mean_
-    return rebuilt.clip(0, 1).reshape(images.shape).astype(np.float32)
+    return rebuilt.clip(0, 1).reshape(-1, 28, 28).astype(np.float32)
 
 # %% ../nbs/01_eda.ipynb #cc5e8c3b
 def neighbour_accuracy(

@@ -7,6 +7,8 @@ __all__ = ['SPLITS', 'ENSEMBLE_JSON', 'splits', 'Ensemble', 'plot_folds', 'selec
 
 # %% ../nbs/09_ensemble.ipynb #ba1167ea
 import glob
+import hashlib
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -146,15 +148,17 @@ def _load_members(path: Path, about) -> list[Net]:
     if not isinstance(names, list) or not names or not all(map(_is_folder_name, names)):
         raise DataError(path, "no names of members", "what `save` wrote")
     for name in names:
-        if not path.with_name(name).is_dir():
+        if not os.path.isdir(path.with_name(name)):
             raise DataError(path.with_name(name) / NET_JSON, "no such file", "a member's files")
     return [Net.load(path.with_name(name)) for name in names]
 
 
-def _read_oof(path: Path) -> np.ndarray:
+def _read_oof(path: Path, files: dict | None) -> np.ndarray:
     "Out-of-fold probabilities. Raises `ValueError` for any other array."
-    with open(path, "rb") as file:
-        oof = np.lib.format.read_array(file, allow_pickle=False)
+    data = path.read_bytes()
+    if files and files[path.name] != hashlib.sha256(data).hexdigest():  # the first edition had none
+        raise ValueError(f"{path.name} with another SHA-256")
+    oof = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     if oof.dtype != float or oof.ndim != 2 or oof.shape[1] != 10:
         raise ValueError(f"{path.name} of shape {oof.shape}")
     return oof
@@ -202,12 +206,14 @@ def _write(ensemble, folder: Path, names: list[str]) -> Path:
     "Write out-of-fold probabilities, and a description that names the members' folders."
     with atomic_write(folder / "oof.npy") as temporary:
         np.save(temporary, ensemble.oof_)
+        sha256 = hashlib.sha256(temporary.read_bytes()).hexdigest()
     about = {name: getattr(ensemble, name) for name in ("k", "split", "seed", "max_members")}
-    about |= {"members": names, "scores": ensemble.scores_.reset_index().to_dict("records")}
+    scores = ensemble.scores_.reset_index().to_dict("records")
+    about |= {"members": names, "scores": scores, "files": {"oof.npy": sha256}}
     write_json(folder / ENSEMBLE_JSON, about)
     return folder
 
-
+# %% ../nbs/09_ensemble.ipynb #762385e8
 def _read(ensemble_class, path: Path):
     "The ensemble that `_write` described. Raises `DataError` for what it did not write."
     about = read_json(path, "the description of an ensemble, as `save` wrote it")
@@ -217,7 +223,7 @@ def _read(ensemble_class, path: Path):
                                   max_members=about["max_members"])
         _check_ensemble(ensemble)
         scores = pd.DataFrame(about["scores"]).set_index("member")
-        oof = _read_oof(path.with_name("oof.npy"))
+        oof = _read_oof(path.with_name("oof.npy"), about.get("files"))
     except DAMAGED as error:
         found = f"no whole ensemble ({type(error).__name__}: {error})"
         raise DataError(path, found, "what `save` wrote") from error
@@ -284,7 +290,7 @@ class _Training:
         labels: np.ndarray,                # whole numbers (n,), 0 to 9
         groups: np.ndarray | None = None,  # whole numbers (n,): the writers, if known
     ):
-        """Train the members, each on all folds but its own, or resume those in the folder.
+        """Train the members, each on all folds but its own ("seeds": on all), or resume them.
 
         A recipe of fixed epochs watches its fold and takes nothing from it. A recipe with a
         `monitor` holds out digits of its own for that. Raises `ValueError` for bad settings, and
@@ -298,10 +304,11 @@ class _Training:
 
 # %% ../nbs/09_ensemble.ipynb #19be92d5
 class Ensemble(_Training, _Voting, _Files, ClassifierMixin, RecipeParams):
-    """A recogniser that averages several nets, each trained without one fold of the digits.
+    """A recogniser that averages several nets, trained without one fold each, or on all digits.
 
-    Fitted, it has `members_` (`Net`s), `oof_` (float64 (n, 10): the probabilities of each digit by
-    the member that never saw it; NaN where there is none), `scores_` (a table, a row a member),
+    With `split="seeds"`, every member is trained on all digits. Fitted, it has `members_`
+    (`Net`s), `oof_` (float64 (n, 10): the probabilities of each digit by the member that never
+    saw it; NaN where there is none), `scores_` (a table, a row a member),
     `classes_` and `n_features_in_`."""
 
     def __init__(

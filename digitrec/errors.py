@@ -197,9 +197,12 @@ def corrected_labels(
     digits: Digits,            # labelled, n of them
     judgements: pd.DataFrame,  # as from `read_judgements`
 ) -> tuple[np.ndarray, np.ndarray]:  # (labels, int64 (n,); which are clear, bool (n,))
-    "Correct the labels that people judged wrong. Raises `DataError` without labels."
+    "Correct the labels that people judged wrong. Raises `DataError` for other digits than theirs."
     if digits.labels is None:
         raise DataError(digits.name, "no labels", "labelled digits, to correct their labels")
+    given = pd.Series(digits.labels).reindex(judgements.index)
+    if not (given == judgements["given"]).all():
+        raise DataError(digits.name, "other labels", "the digits that people judged")
     labels, clear = digits.labels.copy(), np.ones(len(digits), bool)
     wrong = judgements[judgements["verdict"] == "wrong"]
     labels[wrong.index] = wrong["guessed"]

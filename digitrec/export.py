@@ -261,7 +261,8 @@ def _read_card(path: Path) -> dict:
     card = read_json(path, "the card of a net, as `pack` wrote it")
     tta, threshold = (card.get(name) if isinstance(card, dict) else None
                       for name in ("tta", "threshold"))
-    if type(tta) is not int or not 0 <= tta <= 14 or not isinstance(threshold, float):
+    is_net = type(tta) is int and 0 <= tta <= 14
+    if not is_net or not isinstance(threshold, float) or not 0 <= threshold <= 1:
         raise DataError(path, "no card of a net", "what `pack` wrote")
     return card
 
@@ -287,10 +288,15 @@ def _start_session(path: Path, data: bytes, threads: int):
     settings.intra_op_num_threads = threads
     providers = ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(data, settings, providers=providers)
+        session = onnxruntime.InferenceSession(data, settings, providers=providers)
     except Exception as error:  # its errors have no common class
         found = f"no net that can be run ({str(error)[:200]})"
         raise DataError(path, found, "one that `pack` wrote") from error
+    names = [value.name for value in session.get_inputs()]
+    shapes = [value.shape for value in (*session.get_inputs(), *session.get_outputs())]
+    if names != ["images"] or list(map(len, shapes)) != [3, 3] or shapes[1][2] != 10:
+        raise DataError(path, f"a net from {names}, {shapes}", "one that `pack` wrote")
+    return session
 
 
 def _run_session(session, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
@@ -395,7 +401,9 @@ def pack(
     folder: str | Path,  # to write to
     **about,             # more for the card
 ) -> Pretrained:
-    "Write nets and their card, each whole or not at all. Raises what `to_onnx` raises."
+    "Write nets and their card, each whole. Raises `ValueError`, and what `to_onnx` raises."
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold = {threshold!r}; expected a number from 0 to 1")
     path = to_onnx([net.model_ for net in nets], Path(folder) / f"{name}.onnx")
     write_card(path, {
         "name": name, "recipe": nets[0].about_["recipe"], "seeds": [net.seed for net in nets],
@@ -463,8 +471,8 @@ def to_saved_model(
     """Write a TensorFlow SavedModel: `images` float32 (n, 28, 28), 0 to 255, to probabilities
     float32 (n, 10), with test-time copies as the recipe has them.
 
-    Raises `ValueError` for another recogniser, `DataError` if there is something at the path, and
-    `ImportError` without TensorFlow."""
+    Raises `ValueError` for another recogniser, `DataError` if there is something at the path or it
+    cannot be written, and `ImportError` without TensorFlow."""
     nets, folder = getattr(recogniser, "members_", [recogniser]), Path(folder)
     if not all(hasattr(net, "model_") for net in nets):
         found = type(recogniser).__name__
@@ -484,10 +492,14 @@ def _write_archive(nets: list, folder: Path):
         archive.track(net.model_)
     images = keras.InputSpec(shape=(None, 28, 28), dtype="float32", name="images")
     archive.add_endpoint("serving_default", _predictor(nets), input_signature=[images])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as spare:
-        archive.write_out(f"{spare}/saved", verbose=False)
-        os.rename(f"{spare}/saved", folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as spare:
+            archive.write_out(f"{spare}/saved", verbose=False)
+            os.rename(f"{spare}/saved", folder)
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise DataError(folder, found, "a path that can be written") from error
 
 # %% ../nbs/12_export.ipynb #a9408ff5
 def median_seed(

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .data import DataError, atomic_write, read_json
@@ -110,17 +111,21 @@ def _move_in(fresh: Path, path: Path):
         _remove(aside)
 
 # %% ../nbs/12c_models.ipynb #3a6f3d40
+def _has_keys(path: Path, keys: set[str]) -> bool:
+    "Whether a file of JSON is an object with these keys, and no file of somebody else's"
+    about = read_json(path) if path.is_file() else None
+    return isinstance(about, dict) and keys <= about.keys()
+
+
 def _known_files(folder: Path) -> set[str]:
     "The files and folders that a saved net or ensemble may have, by their paths in its folder"
     of_a_net = {"net.json", "net.weights.h5"}
-    if (folder / "net.json").is_file():
+    if _has_keys(folder / "net.json", {"recipe", "files", "history"}):
         return of_a_net
-    if not (folder / "ensemble.json").is_file():
+    if not _has_keys(folder / "ensemble.json", {"members", "scores", "split"}):
         return set()
-    about = read_json(folder / "ensemble.json")
-    members = about.get("members") if isinstance(about, dict) else None
     known = {"ensemble.json", "oof.npy"}
-    for member in members if isinstance(members, list) else []:
+    for member in read_json(folder / "ensemble.json")["members"]:
         known |= {str(member), *(f"{member}/{name}" for name in of_a_net)}
     return known
 
@@ -201,6 +206,8 @@ def save(
     path = Path(path)
     if isinstance(recogniser, Pretrained):
         raise ValueError("save: a net that `pack` wrote; expected to copy its two files")
+    if not isinstance(recogniser, BaseEstimator):
+        raise ValueError(f"save: a {type(recogniser).__name__}; expected a fitted recogniser")
     check_is_fitted(recogniser)
     try:
         check_replaceable(path)
@@ -270,7 +277,7 @@ def load(
     if str(path) in PRETRAINED and not os.path.exists(path):
         return load_pretrained(str(path))
     saved = _find_saved(Path(path))
-    if saved.suffix == ".onnx":
+    if saved.suffix == ".onnx" and saved.is_file() and not _is_saved_file(saved):
         recogniser = Pretrained(saved)
         recogniser.predict_proba(np.zeros((1, 28, 28), np.uint8))
         return recogniser

@@ -56,7 +56,7 @@ _building = threading.RLock()
 @contextmanager
 def seeded(seed: int):
     "Build layers inside `with seeded(seed)`, and all their random numbers follow from it."
-    builder, draws = threading.get_ident(), random.Random(seed)
+    builder, draws = threading.get_ident(), random.Random(int(seed))
     with _building:
         randint = random.randint
 
@@ -178,7 +178,9 @@ def predict_model(
     images: np.ndarray,    # uint8 (n, 28, 28)
     batch_size: int = 128,
 ) -> np.ndarray:           # float64 (n, 10), rows summing to 1
-    "Predict probabilities, a whole batch at a time."
+    """Predict probabilities, a whole batch at a time.
+
+    Raises `ValueError` for a model whose outputs are no probabilities."""
     n = len(images)
     rows = np.arange(-(-n // batch_size) * batch_size) % max(n, 1)
     # over several devices, TensorFlow's predict_on_batch gives each device the whole batch
@@ -188,7 +190,11 @@ def predict_model(
                for i in range(0, len(rows), batch_size)]
     predicted = [np.empty((0, 10)), *map(keras.ops.convert_to_numpy, batches)]
     probabilities = np.concatenate(predicted)[:n].astype(float)
-    return probabilities / probabilities.sum(axis=1, keepdims=True)
+    sums = probabilities.sum(axis=1, keepdims=True)
+    if (probabilities < 0).any() or (np.abs(sums - 1) > 0.01).any():
+        raise ValueError(f"net {model.name}: outputs from {probabilities.min():.3g} to "
+                         f"{probabilities.max():.3g}; expected probabilities, as of a softmax")
+    return probabilities / sums
 
 # %% ../nbs/04c_nets.ipynb #4d4ed2bd
 def variable_values(

@@ -56,7 +56,10 @@ def mnist_form(
     """Scale ink to a 20×20 box, and lay its centre of mass on pixel (14, 14) of a 28×28 field.
 
     After LeCun et al., Proc. IEEE 86(11), 1998, section III. Raises `DataError` without any ink."""
-    ink = np.asarray(ink, float)
+    try:
+        ink = np.asarray(ink, float)
+    except (TypeError, ValueError):
+        raise DataError("a picture", "no numbers", "a field (h, w) with some ink") from None
     if ink.ndim != 2 or not np.isfinite(ink).all() or not (ink > 0).any():
         found = f"a blank or malformed field of shape {ink.shape}"
         raise DataError("a picture", found, "a field (h, w) with some ink")
@@ -265,7 +268,7 @@ def draw_photograph(
     "Draw pen strokes on paper as a photograph would show them, and save it. Raises `DataError`."
     from PIL import Image
 
-    if Path(path).suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(Path(path).suffix.lower()) not in Image.SAVE:
         raise DataError(path, "no ending of a picture's name", "a name such as five.jpg")
     rng = np.random.default_rng(seed)
     page = Image.new("L", (2400, 1800))

@@ -40,13 +40,19 @@ def _is_whole(value, low: int = 1, high: int = 1_000_000) -> bool:
 
 # %% ../nbs/04b_recipe.ipynb #bdf9ea3a
 _TINY = 5e-324  # the least number above 0
+
+
+def _above(value: float) -> float:
+    return math.nextafter(value, math.inf)
+
+
 _WARPS = {
-    "rotation": _number(0, 180.1, "degrees from 0 to 180"),
-    "shear": _number(0, 60.1, "degrees from 0 to 60"),
-    "zoom": _number(0, 0.91, "a fraction from 0 to .9"),
-    "shift": _number(0, 28.1, "pixels from 0 to 28"),
-    "elastic": _number(0, 28.1, "pixels from 0 to 28"),
-    "zoom_centre": _number(0.1, 10.1, "a number from .1 to 10"),
+    "rotation": _number(0, _above(180), "degrees from 0 to 180"),
+    "shear": _number(0, _above(60), "degrees from 0 to 60"),
+    "zoom": _number(0, _above(0.9), "a fraction from 0 to .9"),
+    "shift": _number(0, _above(28), "pixels from 0 to 28"),
+    "elastic": _number(0, _above(28), "pixels from 0 to 28"),
+    "zoom_centre": _number(0.1, _above(10), "a number from .1 to 10"),
     "normal": (lambda value: isinstance(value, bool), "True or False"),
 }
 
@@ -77,17 +83,18 @@ PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "ftrl", "lamb",
               "lion", "nadam", "rmsprop", "sgd")
 _LIMITS = {
+    "name": (lambda value: isinstance(value, str), "a text"),
     "net": (lambda value: isinstance(value, str) and value, "the name of a registered net"),
     "epochs": (_is_whole, "a whole number from 1 to a million"),
     "batch_size": (_is_whole, "a whole number from 1 to a million"),
     "optimizer": (lambda value: value in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "learning_rate": _number(_TINY, 1e38, "a number above 0"),
     "schedule": (lambda value: value in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-    "decay": _number(_TINY, math.nextafter(1, 2), "a number above 0, at most 1"),
+    "decay": _number(_TINY, _above(1), "a number above 0, at most 1"),
     "weight_decay": _number(0, 1e38, "a number, 0 or more"),
     "label_smoothing": _number(0, 1, "a number from 0 to below 1"),
     "precision": (lambda value: value in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-    "outlier_exposure": _number(0, math.nextafter(1, 2), "a number from 0 to 1"),
+    "outlier_exposure": _number(0, _above(1), "a number from 0 to 1"),
     "min_delta": _number(0, 1e38, "a number, 0 or more"),
     "validation_split": _number(_TINY, 1, "a number above 0 and below 1"),
 }
@@ -151,7 +158,7 @@ _CHAPTERS = ("digitrec.mlp", "digitrec.augmentation", "digitrec.cnn")  # they re
 
 
 def register(
-    builder: Callable,  # takes no arguments, returns a Keras model from (n, 28, 28) to (n, 10)
+    builder: Callable,  # without arguments; returns a Keras model from (n, 28, 28) to (n, 10)
 ) -> Callable:          # the same
     """Let recipes use a net by the name of the function that builds it.
 
@@ -175,7 +182,7 @@ def registered(
         for chapter in _CHAPTERS:
             importlib.import_module(chapter)
     if name not in _REGISTERED:
-        names = ", ".join(sorted(_REGISTERED))
+        names = ", ".join(sorted(_REGISTERED.keys() - {"Warp", "draw_outliers"}))  # the nets
         raise ValueError(f"net: {str(name)[:80]!r} is not registered; expected one of {names}, "
                          "or a function of yours under @register")
     return _REGISTERED[name]
@@ -184,7 +191,7 @@ def registered(
 def recipe_to_dict(
     recipe: Recipe,
 ) -> dict:  # of JSON's types
-    "Write a recipe as a dictionary, without the fields that have their default values."
+    "Write a recipe as a dictionary, without fields at their defaults; an augmentation is whole."
     values = {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
     about = {f.name: values[f.name] for f in fields(Recipe) if values[f.name] != f.default}
     if recipe.augmentation:

@@ -141,6 +141,13 @@ def _per_row(matrix: np.ndarray, per: int | None) -> np.ndarray:
     return np.rint(matrix / totals * per).astype(int)
 
 
+def _percentage(share: float, places: int = 1) -> str:
+    "A share as text, 100 % only if it is exactly 1"
+    if np.isnan(share):
+        return ""
+    return "100%" if share == 1 else f"{min(share, 1 - 10 ** -(places + 2)):.{places}%}"
+
+
 def _texts(matrix: np.ndarray, shown: np.ndarray) -> np.ndarray:
     "What stands in each cell of a confusion matrix, with recall and precision in the margins"
     table, n = report(matrix), len(matrix)
@@ -148,9 +155,8 @@ def _texts(matrix: np.ndarray, shown: np.ndarray) -> np.ndarray:
     texts[:-1, :-1] = np.where(shown > 0, shown.astype(str), "")
     margins = [(texts[:-1, -1], table["recall"]), (texts[-1, :-1], table["precision"])]
     for cells, shares in margins:
-        cells[:] = ["" if np.isnan(share) else f"{share:.1%}".replace("100.0", "100")
-                    for share in shares[:-1]]
-    texts[-1, -1] = f"{np.trace(matrix) / max(matrix.sum(), 1):.2%}"
+        cells[:] = [_percentage(share) for share in shares[:-1]]
+    texts[-1, -1] = _percentage(np.trace(matrix) / max(matrix.sum(), 1), 2)
     return texts
 
 # %% ../nbs/02_scores.ipynb #30284d8b
@@ -182,10 +188,14 @@ def check_probabilities(
     n: int,         # how many rows there must be
 ) -> np.ndarray:    # float64 (n, 10)
     "Check for `n` rows of ten probabilities that sum to 1, within 0.001. Raises `DataError`."
-    probabilities = np.asarray(probabilities)
+    expected = f"floats of shape ({n}, 10)"
+    try:
+        probabilities = np.asarray(probabilities)
+    except ValueError:
+        raise DataError("probabilities", "rows of unequal length", expected) from None
     if probabilities.shape != (n, 10) or probabilities.dtype.kind != "f":
         found = f"{probabilities.dtype} of shape {probabilities.shape}"
-        raise DataError("probabilities", found, f"floats of shape ({n}, 10)")
+        raise DataError("probabilities", found, expected)
     sums_to_1 = np.abs(probabilities.sum(axis=1) - 1) < 1e-3
     wrong = ~sums_to_1 | (probabilities < 0).any(axis=1)
     if wrong.any():
@@ -226,7 +236,9 @@ def reliability(
 ) -> pd.DataFrame:  # a row for each bin in use: confidence, accuracy, count, low and high
     """Compare confidence (the highest probability) and accuracy in bins, with Wilson's interval.
 
-    Raises `DataError` for other labels or probabilities."""
+    Raises `DataError` for other labels or probabilities, `ValueError` for other bins."""
+    if not isinstance(bins, (int, np.integer)) or bins < 1:
+        raise ValueError(f"bins = {bins!r}; expected a whole number, 1 or more")
     [labels] = _integers(labels)
     probabilities = check_probabilities(probabilities, len(labels))
     confidence = probabilities.max(axis=1)
@@ -246,7 +258,7 @@ def ece(
 ) -> float:                     # 0 to 1
     """Compute the expected calibration error: the mean gap between confidence and accuracy.
 
-    Each bin counts by its digits (Guo et al., 2017, eq. 3). Raises `DataError` as `reliability`."""
+    Each bin counts by its digits (Guo et al., 2017, eq. 3). Raises what `reliability` raises."""
     table = reliability(labels, probabilities, bins)
     gaps = (table["confidence"] - table["accuracy"]).abs()
     return float(np.average(gaps, weights=table["count"]))
@@ -336,11 +348,12 @@ def predict_probabilities(
 ) -> np.ndarray:         # float64 (n, 10), rows summing to 1
     """Predict the probability of each digit, 0 for digits that the recogniser was not trained on.
 
-    Raises `DataError` for other images, or rows that do not sum to 1."""
+    Raises `DataError` for other images, classes that are no digits, or rows that do not sum to
+    1."""
     probabilities = np.zeros((len(check_images(images)), 10))
     if not len(images):
         return probabilities
-    columns = np.asarray(recogniser.classes_, int)
+    columns = check_integers(recogniser.classes_, "classes_", len(recogniser.classes_), 9)
     probabilities[:, columns] = recogniser.predict_proba(images)
     return check_probabilities(probabilities, len(images))
 

@@ -100,7 +100,8 @@ def _kaggle(first: Path) -> tuple[Digits, Digits]:
     second = first if both else _find(first.parent, *_packed("test.csv"))
     if second is None:
         raise DataError(first.parent, f"{first.name} alone", "test.csv beside it")
-    train, test = read_csv(first, "train.csv"), read_csv(second, "test.csv")
+    names = ("train.csv", "test.csv") if both else ("", "")
+    train, test = map(read_csv, (first, second), names)
     if train.labels is None:
         raise DataError(first, "no column 'label'", "the label of every training digit", "line 1")
     train = Digits(train.images, train.labels, "Kaggle-format train")
@@ -199,8 +200,9 @@ def _located(source: str) -> tuple[str, Path]:
 def _chosen() -> tuple[str, str]:
     "The source that \"auto\" stands for, and how to get more digits than it has"
     mount = next((folder for folder in KAGGLE_FOLDERS if Path(folder).is_dir()), "digits")
-    source = os.environ.get("DIGITREC_DATA") or mount
-    more = "; for more: load('mnist'), or set DIGITREC_DATA to a folder"
+    named = os.environ.get("DIGITREC_DATA")
+    source = os.path.abspath(named) if named else mount  # a folder, though it be called "mnist"
+    more = "; for more: load('mnist') or --data mnist, or set DIGITREC_DATA to a folder"
     return source, more if source == "digits" else ""
 
 # %% ../nbs/00c_sources.ipynb #98caab5d
@@ -325,7 +327,7 @@ def _parsed(rows: _Rows) -> np.ndarray:
 # %% ../nbs/00c_sources.ipynb #59322a0a
 def read_csv(
     path: str | Path,  # a table as in Kaggle's competition: plain, `.gz` or `.zip`
-    member: str = "",  # which table of a zip, where it holds several
+    member: str = "",  # which table of a zip; its only one, if empty
 ) -> Digits:           # its digits, with labels where the table has them
     """Read digits from a table with a header of pixel0 to pixel783 and, perhaps, label.
 

@@ -6,6 +6,7 @@
 __all__ = ['PUBLISHED_2021', 'TRUSTED_TYPES', 'deskew', 'SVM', 'Calibrated', 'ImagePipeline', 'svm']
 
 # %% ../nbs/03_svm.ipynb #7cbc1d43
+import numbers
 from itertools import combinations
 
 import numpy as np
@@ -60,11 +61,13 @@ def _pair_margins(kernel, coefficients, intercepts, counts) -> np.ndarray:
     return margins
 
 # %% ../nbs/03_svm.ipynb #e089e308
-_LONG_ROWS = 75  # columns, from which oneDAL trains faster than LIBSVM
+_LONG_ROWS = 75  # columns, from which oneDAL trains faster than LIBSVM on many digits
 
 
 def _fit_svc(X, y, C, gamma) -> dict:
     "Train a library's SVC, and return the arrays that prediction needs"
+    if not isinstance(gamma, numbers.Real) or not gamma > 0:
+        raise ValueError(f"gamma = {gamma!r}; expected a number above 0")
     library = fastest_estimator("svm.SVC") if X.shape[1] >= _LONG_ROWS else SVC
     svc = library(C=C, gamma=gamma).fit(X, y)
     names = "classes_", "support_vectors_", "dual_coef_", "intercept_", "n_support_"

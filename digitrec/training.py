@@ -11,7 +11,9 @@ import json
 import re
 import sys
 import time
+import tokenize
 import zipfile
+import zlib
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -59,10 +61,11 @@ def _batches(images, targets, order, batch_size) -> dict:
 
 # %% ../nbs/05_training.ipynb #1bf550f7
 class _Losses(keras.callbacks.Callback):
-    "Collect the running loss of each step."
+    "Collect the running loss of each step, and the learning rate of the first."
 
     def on_epoch_begin(self, epoch, logs=None):
         self.losses = {}
+        self.rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
     def on_train_batch_end(self, step, logs=None):
         self.losses[step] = float(logs["loss"])
@@ -75,7 +78,7 @@ class _Losses(keras.callbacks.Callback):
 # %% ../nbs/05_training.ipynb #03c3fc4b
 DAMAGED = (  # what NumPy, zipfile and HDF5 raise on a file that is not what it should be
     OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, RuntimeError,
-    OverflowError, MemoryError, zipfile.BadZipFile, zipfile.zlib.error)
+    OverflowError, MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 def digest(
@@ -168,7 +171,7 @@ def _checksum(model) -> str:
 # %% ../nbs/05_training.ipynb #63260026
 def _check_layers(model, checksum: str | None, path: Path):
     "Raise `DataError` if this Keras would have computed another checksum of the saved layers."
-    own, by = _checksum(model), str(checksum).split()[0]
+    own, by = _checksum(model), str(checksum).partition(" ")[0]
     if by == keras.__version__ and checksum != own:
         raise DataError(path, "weights of a net whose code has changed since",
                         "the old code; delete the folder to train anew")
@@ -253,21 +256,21 @@ def _train_epoch(run: _Run, callbacks=()):
     "Train for an epoch. Raises `FloatingPointError` if loss or weights are not finite."
     epoch, good, watch = len(run.rows), variable_values(run.variables), _Losses()
     start, run.clock = run.clock or time.perf_counter(), None  # with building, at first
-    rate = float(keras.ops.convert_to_numpy(run.trainer.optimizer.learning_rate))
     order = epoch_order(len(run.images), run.batch_size, run.seed, epoch)
     batches = _batches(run.images, run.targets, order, run.batch_size)
     try:
         with computing_in(run.recipe.precision, run.model), fused_batch_norm(run.model):
             result = run.trainer.fit(
                 **batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0,
-                callbacks=[watch, *callbacks]).history
+                callbacks=[*callbacks, watch]).history
         _check_finite(run, watch)
+        seconds, validated = time.perf_counter() - start, _validate(run)
     except BaseException:  # an interrupt, too: no weights from the middle of an epoch
         _assign(run.variables, good)
         raise
     row = {"epoch": epoch + 1, "loss": result["loss"][0], "accuracy": result["accuracy"][0],
-           "learning_rate": rate, "seconds": time.perf_counter() - start}
-    run.rows.append(row | _validate(run))
+           "learning_rate": watch.rate, "seconds": seconds}
+    run.rows.append(row | validated)
     if run.recipe.monitor and best_epoch(run.rows, run.recipe) == epoch + 1:
         run.best = variable_values(run.model.variables)
 
@@ -296,6 +299,9 @@ def _progress_line(rows: list[dict], recipe: Recipe) -> str:
             f"about {(recipe.epochs - len(rows)) * seconds:.0f} s left")
 
 # %% ../nbs/05_training.ipynb #7d168938
+_REMEMBER = keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau
+
+
 def _check_settings(recipe, seed, callbacks=()):
     if not isinstance(recipe, Recipe):
         raise ValueError(f"Net: recipe = {recipe!r}; expected a Recipe")
@@ -304,7 +310,7 @@ def _check_settings(recipe, seed, callbacks=()):
     registered(recipe.net)
     for callback in callbacks:
         name = type(callback).__name__
-        if name in ("EarlyStopping", "ReduceLROnPlateau"):  # each epoch is a `fit` that resets them
+        if isinstance(callback, _REMEMBER):  # each epoch is a `fit` that resets them
             raise ValueError(f"Net: callbacks have {name}, which remembers earlier epochs; "
                              "expected the recipe's monitor and patience, or its schedule")
 
@@ -459,9 +465,11 @@ def _read_net(path: Path) -> tuple:
 # %% ../nbs/05_training.ipynb #d452d2a4
 def _load_model(recipe: Recipe, path: Path, sha256: str):
     "A recipe's model with the weights in a file. Raises `DataError`."
-    if not path.is_file():
-        raise DataError(path, "no such file", "the weights that net.json beside it names")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise DataError(path, found, "the weights that net.json beside it names") from error
     if found != sha256:
         expected = f"{str(sha256)[:12]}…, as net.json says: the file was changed or damaged"
         raise DataError(path, f"SHA-256 {found[:12]}…", expected)

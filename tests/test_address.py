@@ -140,3 +140,10 @@ def test_a_folder_of_wheels(checkout, tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
     subprocess.run([*pip, "-f", wheel.parent, "--target", target, "digitrec"], check=True)
     assert (target / "digitrec/py.typed").is_file()
+
+
+def test_a_check_changes_nothing(checkout):
+    before = texts(checkout)
+    answer = address(checkout, "--check", "some-one/else")
+    assert answer.returncode == 1 and "expected either" in answer.stderr
+    assert texts(checkout) == before

@@ -553,6 +553,15 @@ def test_a_runner_up_is_named_from_a_tenth_of_a_percent_on(second, shown):
     assert cli._line(*cli._predictions("a.png", probabilities, 0), 1) == shown
 
 
+@pytest.mark.parametrize("digit, other", [(1, 3), (3, 1)])
+def test_a_digit_is_not_its_own_runner_up(digit, other):
+    probabilities = [0.0] * 10
+    probabilities[1] = probabilities[3] = 0.5
+    prediction = {"file": "a.png", "index": 0, "digit": digit, "probability": 0.5,
+                  "rejected": False, "probabilities": probabilities}
+    assert cli._line(prediction, 1) == f"a.png  {digit}  50.0 %  (or {other}, 50.0 %)"
+
+
 class Metadata:
     "The metadata of an installed package, as importlib reads it"
 
@@ -632,6 +641,22 @@ def test_a_damaged_net_gets_a_sentence(net_run, tmp_path, file, content):
     printed, status = digitrec("predict", "--model", folder, "x.png", cwd=tmp_path, code=1)
     assert not printed and status.splitlines()[-1].startswith("digitrec: ")
     assert file in status or "no recogniser" in status
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 damaged", b"no zip"])
+def test_a_damaged_state_has_no_epochs(tmp_path, content):
+    (tmp_path / "state.npz").write_bytes(content)
+    assert cli._epochs_of(tmp_path) == ([], False)
+    (tmp_path / "net.json").write_text("[]")
+    assert cli._epochs_of(tmp_path) == ([], False)
+
+
+def test_other_digits_have_runs_of_their_own(tmp_path):
+    names = set()
+    for digits in (TEST[:20], TEST[20:40]):
+        with cli._runs_in(tmp_path, Plan("few", 5, 0), digits) as runs:
+            names.add(runs.name)
+    assert len(names) == 2
 
 
 @nets

@@ -335,3 +335,21 @@ def test_scipy_and_scikit_learn_wait_until_they_are_needed():
     code = ("import sys, digitrec.scores; "
             "assert not {'sklearn', 'scipy', 'seaborn'} & set(sys.modules), 'early'")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_two_sets_need_digits_of_both_in_both_halves():
+    parts = [Digits(part.images[:40], part.labels[:40], "few", np.arange(40) // 40 + i)
+             for i, part in enumerate((TRAIN, TEST))]
+    with pytest.raises(DataError, match="a half of one set only"):
+        two_sample_auc(*parts)
+    auc, low, high = two_sample_auc(TRAIN[:40], TEST[:40])
+    assert 0 <= low <= auc <= high <= 1
+
+
+@pytest.mark.parametrize("images, count, found", [
+    (TRAIN.images[:9] / 255, 5, "uint8"), (TRAIN.images[:9], 1.5, "count = 1.5")])
+def test_other_images_and_counts_are_not_reconstructed(images, count, found):
+    pca = fit_pca(TRAIN[:50])
+    assert found in error_message(reconstruct, pca, images, count)
+    rows = reconstruct(pca, TRAIN.images[:9].reshape(9, 784), 5)
+    assert np.array_equal(rows, reconstruct(pca, TRAIN.images[:9], 5))

@@ -483,3 +483,16 @@ def test_a_failed_first_member_leaves_no_fitted_ensemble():
         fresh.fit(*DIGITS)
     with pytest.raises(NotFittedError):
         fresh.predict(PROBE)
+
+
+def test_settings_may_be_numpys(tmp_path):
+    fitted = ensemble(tmp_path, k=np.int64(2), seed=np.int64(1)).fit(*DIGITS)
+    loaded = Ensemble.load(tmp_path)
+    assert np.array_equal(loaded.oof_, fitted.oof_) and (loaded.k, loaded.seed) == (2, 1)
+
+
+def test_out_of_fold_probabilities_of_another_training_are_refused(copy):
+    oof = np.load(copy / "oof.npy")
+    np.save(copy / "oof.npy", oof[::-1])
+    with pytest.raises(DataError, match="oof.npy with another SHA-256"):
+        Ensemble.load(copy)

@@ -371,3 +371,13 @@ def test_ece_weighs_its_bins_by_their_digits():
     probabilities[9] = 0.45 / 9
     probabilities[9, 0] = 0.55
     assert np.isclose(ece(np.r_[np.zeros(9, int), 1], probabilities), 0.1)
+
+
+def test_labels_of_other_digits_are_not_corrected():
+    judged = pd.DataFrame({"given": DIGITS.labels[[3, 20]], "guessed": [1, 2],
+                           "verdict": ["wrong", "unclear"]}, index=[3, 20])
+    corrected_labels(DIGITS, judged)
+    shifted = Digits(DIGITS.images, (DIGITS.labels + 5) % 10, "others")
+    for other in (shifted, DIGITS[:10]):
+        with pytest.raises(DataError, match="the digits that people judged"):
+            corrected_labels(other, judged)

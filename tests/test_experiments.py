@@ -51,3 +51,10 @@ def test_only_missing_runs_are_left(tmp_path, monkeypatch):
     pd.DataFrame([["log", "dash", 1]], columns=experiments.KEY).to_csv(tmp_path / "log.csv")
     assert [seed for _, seed in experiments.runs(["log"], "dash", False)] == [0, 2]
     assert [seed for _, seed in experiments.runs(["log"], "dash", True)] == [0, 1, 2]
+
+
+def test_an_unknown_group_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["experiments.py", "clasic"])
+    with pytest.raises(SystemExit):
+        experiments.main()
+    assert "groups ['clasic']; expected some of" in capsys.readouterr().err

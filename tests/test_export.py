@@ -235,8 +235,8 @@ def test_a_damaged_net_or_card_is_refused(tmp_path):
     net.unlink()
     assert "No such file" in message(net)
     net.write_bytes(good)
-    wrong = '{"tta": -1, "threshold": 0.5}'
-    for bad, found in (("[]", "no card"), ("{", "no JSON"), ("{}", "no card"), (wrong, "no card")):
+    wrong = ['{"tta": -1, "threshold": 0.5}', '{"tta": 0, "threshold": NaN}', "[]", "{}"]
+    for bad, found in (("{", "no JSON"), *((text, "no card") for text in wrong)):
         card.write_text(bad)
         assert found in message(net)
     card.unlink()
@@ -249,6 +249,25 @@ def test_a_net_of_another_make_is_refused(tmp_path):
     about = json.loads(card.read_text())
     card.write_text(json.dumps({**about, "sha256": hashlib.sha256(net.read_bytes()).hexdigest()}))
     assert "no net" in message(net)
+
+
+def test_a_net_with_other_inputs_is_refused(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="needs onnx")
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    x, y = (make.make_tensor_value_info(name, kind, [None, 28, 28]) for name in "xy")
+    graph = make.make_graph([make.make_node("Identity", ["x"], ["y"])], "other", [x], [y])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+    net, card = copied(tmp_path)
+    net.write_bytes(model.SerializeToString())
+    about = json.loads(card.read_text())
+    card.write_text(json.dumps({**about, "sha256": hashlib.sha256(net.read_bytes()).hexdigest()}))
+    assert "a net from ['x']" in message(net)
+
+
+@pytest.mark.parametrize("threshold", [95, -0.1, np.nan])
+def test_a_threshold_is_a_probability(tmp_path, threshold):
+    assert "expected a number from 0 to 1" in error_message(pack, "x", [], threshold, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_path_is_another_net(tmp_path):
@@ -696,6 +715,9 @@ def test_an_ensemble_is_one_saved_model(tmp_path):
     expected = np.mean([net.predict_proba(images) for net in Vote.members_], axis=0)
     path = to_saved_model(Vote(), tmp_path / "model")
     assert served(path, images) == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="a path that can be written"):
+        to_saved_model(Vote(), tmp_path / "file" / "below")
 
 
 def test_another_recogniser_is_no_saved_model(tmp_path):

@@ -341,3 +341,24 @@ def test_saved_files_hold_no_code(net, tmp_path):
     about["recipe"]["net"] = "os.system"
     (folder / "net.json").write_text(json.dumps(about))
     assert "no description of a known net" in error_message(load, folder)
+
+
+def test_a_folder_of_somebody_elses_is_not_replaced(svm, tmp_path):
+    for name, content in (("net.json", {"mine": 1}), ("ensemble.json", {"members": []})):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(json.dumps(content))
+        before = contents(tmp_path)
+        refused(folder.name, save, svm, folder)
+        assert contents(tmp_path) == before
+
+
+def test_what_is_no_recogniser_is_not_saved(tmp_path):
+    for thing in (None, "net", [1]):
+        message = error_message(save, thing, tmp_path / "x")
+        assert f"a {type(thing).__name__}; expected a fitted recogniser" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_svm_is_loaded_whatever_its_name(svm, tmp_path):
+    assert same_predictions(load(save(svm, tmp_path / "mine.onnx")), svm)

@@ -720,8 +720,15 @@ def test_a_net_that_is_not_there_is_refused(model):
         page(model)
 
 
+def test_a_folder_comes_before_a_shipped_net_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    with pytest.raises(DataError, match="small: found no net"):
+        page("small")
+
+
 def test_another_recogniser_is_refused(tmp_path):
-    (tmp_path / "recogniser.skops").write_bytes(b"")
+    (tmp_path / "recogniser").write_bytes(b"")
     with pytest.raises(DataError, match="another recogniser"):
         page(tmp_path)
 
@@ -789,3 +796,17 @@ def test_a_page_needs_neither_keras_nor_a_browser(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_undo_in_the_middle_of_a_stroke_ends_it(opened):
+    tab = opened()
+    pen(tab, STROKES["round"]["1"])
+    before = tab.evaluate("digitrec.paper.items")
+    box = tab.locator("#paper").bounding_box()
+    tab.mouse.move(box["x"] + 20, box["y"] + 20)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + 40, box["y"] + 40)
+    tab.keyboard.press("Control+z")
+    tab.mouse.move(box["x"] + 90, box["y"] + 90)
+    tab.mouse.up()
+    assert tab.evaluate("digitrec.paper.items") == before

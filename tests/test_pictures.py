@@ -362,3 +362,14 @@ def test_mnist_form_takes_or_refuses_any_numbers(ink):
         assert malformed or not (ink > 1e-40).any() or ink.max() > 3e38
     else:
         assert form.shape == (28, 28) and form.dtype == np.uint8 and form.max() == 255
+
+
+@pytest.mark.parametrize("ink", ["x", [[1], [1, 2]], None])
+def test_what_is_no_field_of_numbers_has_no_form(ink):
+    with pytest.raises(DataError, match="a field"):
+        mnist_form(ink)
+
+
+def test_an_ending_that_can_only_be_read_is_refused(tmp_path):
+    refused("five.psd", draw_photograph, tmp_path / "five.psd")
+    assert not list(tmp_path.iterdir())

@@ -155,3 +155,12 @@ def test_it_trains_in_earnest(tmp_path, monkeypatch):
     run(tmp_path / "out", "s1", "--members", "1", "--epochs", "1")
     names = {"s1-01.npz", "s1-folds.csv", "s1-members.csv", "s1-confusion.csv"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_members_scored_on_other_digits_are_refused(tmp_path, nets, monkeypatch):
+    run(tmp_path, "s1", "--members", "1")
+    before = contents(tmp_path)
+    monkeypatch.setattr(published, "shares", lambda source: (REST, SCORING[::-1], TEST))
+    with pytest.raises(SystemExit, match="found scoring_digits"):
+        run(tmp_path, "s1", "--members", "2")
+    assert contents(tmp_path) == before and len(nets) == 1

@@ -155,6 +155,8 @@ def test_a_drawn_matrix_has_recall_at_the_right_and_precision_at_the_foot():
     texts = np.array([text.get_text() for text in ax.texts]).reshape(4, 4)
     assert texts[0].tolist() == ["80", "20", "", "80.0%"]
     assert texts[3].tolist() == ["88.9%", "75.0%", "62.5%", "76.00%"]
+    nearly = plot_confusion(np.array([[9999, 1], [0, 50]])).texts
+    assert [nearly[i].get_text() for i in (2, 5)] == ["99.9%", "100%"]
     colours = ax.collections[0].get_array().reshape(4, 4)
     assert not np.diag(colours).any() and colours[1, 2] == 30
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted (per 100 of each digit)", "label")
@@ -321,3 +323,22 @@ def test_cross_validation_as_text():
     accuracies = np.array([0.977, 0.978, 0.979, 0.98, 0.981])
     text = str(CrossValidation(accuracies, accuracies, None, matrix, None, None))
     assert text == "0.9790 ± 0.0016 (sd over 5 folds), 880 errors of 42,000"
+
+
+@pytest.mark.parametrize("bins", [0, -3, 1.5, np.nan, "15"])
+def test_bins_are_a_whole_number(bins):
+    for function in (ece, reliability):
+        with pytest.raises(ValueError, match="expected a whole number, 1 or more"):
+            function(LABELS, PROBABILITIES, bins)
+
+
+def test_rows_of_unequal_length_are_no_probabilities():
+    with pytest.raises(DataError, match="rows of unequal length"):
+        check_probabilities([[0.1] * 10, [0.1] * 9], 2)
+
+
+@pytest.mark.parametrize("classes", [[-1, *range(9)], [30, *range(9)]])
+def test_classes_that_are_no_digits_are_refused(classes):
+    recogniser = DummyClassifier().fit(np.zeros((10, 1)), classes)
+    with pytest.raises(DataError, match="classes_"):
+        predict_probabilities(recogniser, TEST.images[:5])

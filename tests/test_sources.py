@@ -156,7 +156,7 @@ def test_without_a_source_the_embedded_digits_are_taken(capsys):
     train, test = load()
     assert (len(train), len(test)) == (898, 899)
     line = "digitrec: 898 + 899 digits, embedded (inside scikit-learn)"
-    more = "for more: load('mnist'), or set DIGITREC_DATA to a folder"
+    more = "for more: load('mnist') or --data mnist, or set DIGITREC_DATA to a folder"
     assert capsys.readouterr().out == f"{line}; {more}\n"
 
 
@@ -607,3 +607,17 @@ def test_reading_needs_no_heavy_imports(tmp_path):
     script = ("import sys, digitrec.sources; digitrec.sources.read_csv(sys.argv[1]);"
               f"print([name for name in {heavy} if name in sys.modules])")
     assert subprocess.check_output([sys.executable, "-c", script, path], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["train.csv", "test.csv"])
+def test_a_zip_of_one_table_is_not_taken_twice(tmp_path, name):
+    (tmp_path / "my.zip").write_bytes(zipped({name: TRAIN}))
+    assert "one entry called" in refused("my.zip", load, tmp_path / "my.zip").expected
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "kaggle"])
+def test_a_named_folder_comes_before_a_source_of_its_name(tmp_path, monkeypatch, name):
+    put(tmp_path / name, KAGGLE["plain"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIGITREC_DATA", name)
+    check(load(), False)

@@ -377,3 +377,10 @@ def test_deskew_keeps_a_blank_blank_and_its_argument_as_it_was(digits):
     deskew(images)
     assert np.array_equal(images, digits[0].images[:5])
     assert deskew(images.reshape(5, 784)).shape == (5, 28, 28)
+
+
+@pytest.mark.parametrize("gamma", [0, -1, np.nan, "scale", None])
+def test_a_gamma_out_of_range_is_refused(digits, gamma):
+    few = digits[0][:60]
+    with pytest.raises(ValueError, match="gamma = .*; expected a number above 0"):
+        SVM(gamma=gamma).fit(few.flat, few.labels)

@@ -1137,3 +1137,70 @@ def test_a_net_is_cross_validated_and_searched_with_a_run_folder(tmp_path):
 def test_a_net_that_is_not_verbose_prints_nothing(capfd):
     Net(replace(TINY, epochs=1), verbose=False).fit(*FEW)
     assert capfd.readouterr().out == ""
+
+
+def test_a_seed_may_be_numpys(tmp_path):
+    net = fitted(SMALLEST, seed=np.int64(3), folder=tmp_path)
+    assert (net.predict_proba(PROBE) == fitted(SMALLEST, seed=3).predict_proba(PROBE)).all()
+
+
+def test_an_interrupt_during_validation_costs_the_epoch_only(monkeypatch):
+    validate, calls = training._validate, []
+
+    def interrupted(run):
+        calls.append(variable_values(run.model.variables))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(run)
+
+    monkeypatch.setattr(training, "_validate", interrupted)
+    net = Net(replace(SMALLEST, epochs=3), verbose=False)
+    with pytest.raises(KeyboardInterrupt):
+        net.fit(*DIGITS, validation=(PROBE, TEST.labels[:50]))
+    assert len(net.history_) == net.best_epoch_ == 1
+    weights = zip(variable_values(net.model_.variables), calls[0], strict=True)
+    assert all((now == after_first).all() for now, after_first in weights)
+
+
+@register
+def without_softmax():
+    "A net that ends in logits"
+    return keras.Sequential([keras.Input((28, 28)), keras.layers.Flatten(), keras.layers.Dense(10)])
+
+
+def test_a_net_that_gives_no_probabilities_is_refused():
+    with pytest.raises(ValueError, match="expected probabilities, as of a softmax"):
+        fitted(Recipe("logits", "without_softmax", epochs=1))
+
+
+def test_the_history_has_the_rate_that_a_callback_set():
+    rates = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 if epoch == 0 else 0.001)
+    net = fitted(replace(SMALLEST, epochs=3), callbacks=(rates,))
+    assert net.history_.learning_rate.tolist() == pytest.approx([0.1, 0.001, 0.001])
+
+
+def test_a_kind_of_early_stopping_is_refused_too():
+    class Mine(keras.callbacks.EarlyStopping):
+        pass
+
+    with pytest.raises(ValueError, match="callbacks have Mine, which remembers"):
+        fitted(SMALLEST, callbacks=(Mine(),))
+
+
+@pytest.mark.parametrize("setting", [
+    {"rotation": 180.05}, {"shear": 60.05}, {"zoom": 0.905}, {"shift": 28.05},
+    {"elastic": 28.05}, {"zoom_centre": 10.05}])
+def test_an_augmentation_keeps_its_limits(setting):
+    with pytest.raises(ValueError, match="expected"):
+        Augmentation(**setting)
+
+
+def test_a_recipes_name_is_a_text():
+    with pytest.raises(ValueError, match="name = 5; expected a text"):
+        Recipe(5, "smallest")
+
+
+def test_weights_that_cannot_be_read_are_refused(run):
+    (run / WEIGHTS).unlink()
+    (run / WEIGHTS).mkdir()
+    unreadable(run, WEIGHTS)

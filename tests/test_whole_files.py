@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from files import IMAGES, LABELS, NOT_AS_ROOT, refused, written
 
-from digitrec import sources
-from digitrec.data import Digits, atomic_write, write_submission
+from digitrec import data, sources
+from digitrec.data import Digits, atomic_write, read_json, write_json, write_submission
 from digitrec.sources import download_mnist
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and limits as POSIX has them")
@@ -119,7 +119,7 @@ for i in range(10**9):
 """
 LOADER = """
 import hashlib, sys
-from digitrec import sources
+from digitrec import data, sources
 sources.MNIST_SHA256 = sys.argv[2]
 print("ready", flush=True)
 while True:
@@ -234,3 +234,24 @@ def test_a_full_disk_leaves_the_old_submission(tmp_path):
     printed = subprocess.check_output([sys.executable, "-c", FULL, path], text=True)
     assert printed.startswith(f"{path}: found File too large")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["submission.csv"]
+
+
+@POSIX
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    refused("pipe", write_json, tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
+@POSIX
+def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
+    sync = data._sync
+
+    def refuse_folders(path, *flags):
+        if path.is_dir():
+            raise PermissionError
+        sync(path, *flags)
+
+    monkeypatch.setattr(data, "_sync", refuse_folders)
+    write_json(tmp_path / "new.json", {"n": np.int64(3)})
+    assert read_json(tmp_path / "new.json") == {"n": 3}

@@ -20,6 +20,7 @@ EXTRAS = {  # what a chapter needs beside the package; never an engine
     "03": "scikit-learn-intelex",
     "11": "keract==4.5.2",
     "12": "onnx>=1.21",
+    "12b": "onnx>=1.21",
     "13b": "distributed>=2025.1",
     "14": "onnx>=1.21",
 }
@@ -127,6 +128,8 @@ def expected(root):
 
 def main(arguments, root=ROOT):
     check = "--check" in arguments
+    if check and len(arguments) > 1:
+        sys.exit(f"found {arguments}; expected either --check or OWNER/REPO")
     for address in set(arguments) - {"--check"}:
         if not re.fullmatch(r"[\w-]+/[\w.-]+", address):
             sys.exit(f"found {address!r}; expected OWNER/REPO")

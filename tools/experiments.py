@@ -159,11 +159,11 @@ def curve(net: Net, n: int) -> str:
     return " ".join(str(round((1 - value) * n)) for value in net.history_.val_accuracy)
 
 
-def run(experiment: Experiment, seed: int, train, test) -> dict:
+def run(experiment: Experiment, seed: int, train, test, again: bool = False) -> dict:
     "Train one net, and describe it in a row."
     watched = {"validation": (test.images, test.labels)} if experiment.group == "test" else {}
     recipe = replace(experiment.recipe, tta=0)  # the curve counts errors with one copy
-    folder = os.environ.get("DIGITREC_RUNS")  # keep the nets there, if it is set
+    folder = None if again else os.environ.get("DIGITREC_RUNS")  # keep the nets there, if it is set
     net = Net(recipe, seed, folder, verbose=False, callbacks=experiment.callbacks)
     net.fit(train.images, train.labels, **watched)
     return {"group": experiment.group, "name": experiment.name, "seed": seed,
@@ -207,12 +207,15 @@ def main():
     parser.add_argument("--name", help="only the experiment of this name")
     parser.add_argument("--again", action="store_true", help="run also what the file has")
     options = parser.parse_args()
+    known = {experiment.group for experiment in [*TEST, *CLASSIC, *LOG]}
+    if not set(options.groups) <= known:
+        parser.error(f"groups {options.groups}; expected some of {sorted(known)}")
     train, test = load("mnist")
     rest, held = split(train, 1 / 6)
     few = rest[np.random.default_rng(0).permutation(len(rest))[:10_000]]
     digits = {"test": (train, test), "log": (rest, held), "classic": (few, held)}
     for experiment, seed in runs(options.groups, options.name, options.again):
-        row = run(experiment, seed, *digits[experiment.group])
+        row = run(experiment, seed, *digits[experiment.group], options.again)
         add(row)
         print({key: row[key] for key in ("name", "seed", "errors", "errors_tta", "seconds")},
               flush=True)

@@ -101,9 +101,14 @@ def facts(number: int, net: Net, n_train: int, n_held: int, scoring: Digits, tes
         "python": platform.python_version(), "keras": keras.__version__,
         "backend": keras.backend.backend(), "digitrec": digitrec.__version__,
         "date": datetime.now(UTC).date().isoformat(),
-        "scoring_digits": digest(scoring.images, scoring.labels)[:12],
-        "test_digits": digest(test.images)[:12],
+        **checksums(scoring, test),
     }
+
+
+def checksums(scoring: Digits, test: Digits) -> dict:
+    "What tells these digits from others"
+    return {"scoring_digits": digest(scoring.images, scoring.labels)[:12],
+            "test_digits": digest(test.images)[:12]}
 
 
 def add_rows(path: Path, rows: pd.DataFrame):
@@ -153,10 +158,22 @@ def train_member(system: str, recipe: Recipe, number: int, digits, scoring, test
           f"{net.best_epoch_} of {len(net.history_)}, {net.seconds_:,.0f} s", flush=True)
 
 
+def check_stored(out: Path, system: str, scoring: Digits, test: Digits):
+    "Exit if the members that are stored were scored on other digits."
+    path = out / f"{system}-members.csv"
+    stored = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    for name, expected in checksums(scoring, test).items():
+        if len(stored) and set(stored[name]) != {expected}:
+            found = sorted(set(stored[name]))
+            raise SystemExit(f"{path}: found {name} {found}; expected {expected}, as these digits "
+                             "have, or another --out")
+
+
 def train_members(system: str, members: int, out: Path, source: str = "kaggle",
                   epochs: int | None = None):
     "Train the members that are missing among the first so many, and store each when finished."
     digits, scoring, test = shares(source)
+    check_stored(out, system, scoring, test)
     recipe = RECIPE[system]
     if epochs:
         recipe = replace(recipe, epochs=epochs)

@@ -5,8 +5,10 @@
     python tools/wheels.py FOLDER --no-deps        # the package's own wheel only
 """
 import argparse
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from address import EXTRAS
@@ -30,12 +32,14 @@ def main():
                         help="build with the setuptools at hand")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    for old in options.folder.glob("digitrec-*.whl"):
-        old.unlink()
     isolation = ["--no-build-isolation"] if options.no_build_isolation else []
-    pip("wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", str(options.folder), str(ROOT))
+    with tempfile.TemporaryDirectory() as spare:
+        pip("wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", spare, str(ROOT))
+        for old in options.folder.glob("digitrec-*.whl"):
+            old.unlink()
+        [built] = Path(spare).iterdir()
+        wheel = Path(shutil.copy(built, options.folder))
     if not options.no_deps:
-        [wheel] = options.folder.glob("digitrec-*.whl")
         target = ["--python-version", options.python, "--implementation", "cp"]
         target += ["--only-binary", ":all:"]
         target += [part for platform in PLATFORMS for part in ("--platform", platform)]

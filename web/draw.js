@@ -12,26 +12,29 @@ const PEN = 20; // how wide a stroke looks on the paper
 export class Paper {
   /** @type {Item[]} */ items = [];
   /** @type {Item[][]} */ past = [];
+  /** @type {Item | null} */ open = null; // the stroke that is being drawn
 
   /** @param {Item[]} items */
   change(items) {
     this.past.push(this.items);
     this.items = items;
+    this.open = null;
   }
 
   /** @param {Item} item */
   add(item) {
     this.change([...this.items, item]);
+    this.open = item;
   }
 
-  /** Lengthen the last stroke. @param {Point} point */
+  /** Lengthen the stroke that is being drawn. @param {Point} point */
   extend(point) {
-    const last = this.items[this.items.length - 1];
-    if (last && "stroke" in last) last.stroke.push(point);
+    if (this.open && "stroke" in this.open) this.open.stroke.push(point);
   }
 
   undo() {
     this.items = this.past.pop() ?? [];
+    this.open = null;
   }
 
   clear() {
