@@ -83,7 +83,7 @@ def _bootstrap(correct: np.ndarray, groups: np.ndarray, seed: int) -> tuple[floa
 # %% ../nbs/02_scores.ipynb #876fbb74
 def _integers(labels, *predicted) -> list[np.ndarray]:
     "Check labels and predictions of them: whole numbers from 0 to 9, equally many, at least one"
-    n = np.size(labels)
+    n = len(labels) if np.iterable(labels) else 1
     if not n:
         raise DataError("labels", "none", "at least one, to score predictions")
     checked = [check_integers(values, "predictions", n, 9) for values in predicted]

@@ -517,7 +517,8 @@ class Net(_Training, _Predicting, _Files, ClassifierMixin, RecipeParams):
     Fitted, it has `model_` (the Keras model, without augmentation), `history_` (a table, a row an
     epoch), `best_epoch_` (whose weights it has), `seconds_` (to build and train it, without
     validation), `folder_` (of its run, or None), `classes_` and `n_features_in_`. With outlier
-    exposure, `loss` and `accuracy` of the history count the non-digits, too."""
+    exposure, `loss` and `accuracy` of the history count the non-digits, too. A run in the folder is
+    found by its recipe, seed and digits, whatever the callbacks."""
 
     def __init__(
         self,

@@ -335,6 +335,9 @@ def test_bins_are_a_whole_number(bins):
 def test_rows_of_unequal_length_are_no_probabilities():
     with pytest.raises(DataError, match="rows of unequal length"):
         check_probabilities([[0.1] * 10, [0.1] * 9], 2)
+    for labels in ([[1], [1, 2]], 5):
+        with pytest.raises(DataError, match="expected whole numbers of shape"):
+            accuracy(labels, labels)
 
 
 @pytest.mark.parametrize("classes", [[-1, *range(9)], [30, *range(9)]])
