@@ -5,6 +5,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOWEST = [f"test_{name}" for name in ("cluster", "cli", "training", "backend", "page", "ensemble",
+                                       "export", "models", "contract", "inside")]
+
+
+def pytest_collection_modifyitems(items):
+    "Begin with the slowest files, so that two workers end at about the same time."
+    rank = {name: i for i, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture
