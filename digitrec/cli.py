@@ -744,9 +744,9 @@ def _check_members(recipe: str | None, members: int | None, cluster: str | None)
 @contextmanager
 def _runs_in(folder: Path, plan: Plan, digits: Digits):
     "Yield the folder of a plan's runs; remove it at the end, or say what a stop left in it."
-    import hashlib
+    import joblib
 
-    checksum = hashlib.sha256(digits.images.tobytes() + digits.labels.tobytes()).hexdigest()[:8]
+    checksum = joblib.hash((digits.images, digits.labels))[:8]
     name = f"{plan.recipe}-{plan.members}-seed{plan.seed}-{checksum}"
     runs = folder / ".training" / name
     if runs.exists() and any(runs.iterdir()):

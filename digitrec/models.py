@@ -111,21 +111,22 @@ def _move_in(fresh: Path, path: Path):
         _remove(aside)
 
 # %% ../nbs/12c_models.ipynb #3a6f3d40
-def _has_keys(path: Path, keys: set[str]) -> bool:
-    "Whether a file of JSON is an object with these keys, and no file of somebody else's"
+def _described(path: Path, keys: set[str]) -> dict:
+    "The object in a file of JSON; {} if it lacks these keys, as a file of somebody else's does"
     about = read_json(path) if path.is_file() else None
-    return isinstance(about, dict) and keys <= about.keys()
+    return about if isinstance(about, dict) and keys <= about.keys() else {}
 
 
 def _known_files(folder: Path) -> set[str]:
     "The files and folders that a saved net or ensemble may have, by their paths in its folder"
     of_a_net = {"net.json", "net.weights.h5"}
-    if _has_keys(folder / "net.json", {"recipe", "files", "history"}):
+    if _described(folder / "net.json", {"recipe", "files", "history"}):
         return of_a_net
-    if not _has_keys(folder / "ensemble.json", {"members", "scores", "split"}):
+    about = _described(folder / "ensemble.json", {"members", "scores", "split"})
+    if not isinstance(about.get("members"), list):
         return set()
     known = {"ensemble.json", "oof.npy"}
-    for member in read_json(folder / "ensemble.json")["members"]:
+    for member in about["members"]:
         known |= {str(member), *(f"{member}/{name}" for name in of_a_net)}
     return known
 

@@ -344,8 +344,11 @@ def test_saved_files_hold_no_code(net, tmp_path):
 
 
 def test_a_folder_of_somebody_elses_is_not_replaced(svm, tmp_path):
-    for name, content in (("net.json", {"mine": 1}), ("ensemble.json", {"members": []})):
-        folder = tmp_path / name.partition(".")[0]
+    strange = {"members": 5, "scores": [], "split": "seeds"}
+    theirs = [("net.json", {"mine": 1}), ("ensemble.json", {"members": []}),
+              ("ensemble.json", strange)]
+    for i, (name, content) in enumerate(theirs):
+        folder = tmp_path / str(i)
         folder.mkdir()
         (folder / name).write_text(json.dumps(content))
         before = contents(tmp_path)
