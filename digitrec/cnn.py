@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cv_net', 'triple_net', 'FirstNet', 'first_net', 'classic_net', 'standardised_net', 'standardised_net_as_written',
-           'record_net', 'sprint_net', 'dash_net', 'small_net', 'tiny_net', 'layer_table', 'cost']
+           'record_net', 'large_net', 'sprint_net', 'dash_net', 'small_net', 'tiny_net', 'layer_table', 'cost']
 
 # %% ../nbs/08_cnn.ipynb #bb653683
 from functools import partial
@@ -142,6 +142,16 @@ def record_net():
         *_lean(48, pool=True, **same), *_lean(96, **same), *_lean(96, pool=True, **same),
         *_lean(128), _Flatten(), _Output(),
     ])
+
+# %% ../nbs/08_cnn.ipynb #0ca34bd6
+@register
+def large_net():
+    """Build 32C3-32C3, pooling, 64C3-64C3-64C3, pooling, 128C3-128C3, with batch norm;
+    (n, 28, 28) to (n, 10)."""
+    same = {"padding": "same"}
+    return keras.Sequential([
+        *_paper(), *_lean(32), *_lean(32, pool=True), *_lean(64, **same), *_lean(64, **same),
+        *_lean(64, pool=True, **same), *_lean(128), *_lean(128), _Flatten(), _Output()])
 
 # %% ../nbs/08_cnn.ipynb #fce647ff
 @register

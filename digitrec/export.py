@@ -89,9 +89,11 @@ def _check_chain(model):
     for layer in model.layers:
         name = type(layer).__name__
         if name != "InputLayer":
-            if len(layer._inbound_nodes) != 1 or layer.input is not last:
+            if layer.input is not last:
                 _refuse(layer, f"{name} on a branch")
             last = layer.output
+    if model.outputs[0] is not last:
+        _refuse(layer, f"{name} used twice")
 
 
 def _refuse(layer, found: str):

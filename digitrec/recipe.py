@@ -277,6 +277,7 @@ _SHIPPED = {**_OURS, "outlier_exposure": 0.04}
 _LIGHT = Augmentation(rotation=8, shear=5, zoom=0.08, shift=1.5)
 _HEAVY = Augmentation(rotation=12, shear=8.5, zoom=0.12, shift=2.5)
 _OWN = (
+    Recipe("large", "large_net", epochs=6, learning_rate=4e-3, augmentation=_HEAVY, **_SHIPPED),
     Recipe("record", "record_net", epochs=10, learning_rate=5e-3, augmentation=_HEAVY, **_SHIPPED),
     Recipe("sprint", "sprint_net", epochs=6, learning_rate=6e-3, augmentation=_HEAVY, **_OURS),
     Recipe("dash", "dash_net", epochs=1, learning_rate=1e-2, augmentation=_LIGHT, **_OURS),

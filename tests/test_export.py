@@ -621,11 +621,13 @@ def test_what_is_no_row_of_layers_is_refused(tmp_path):
     left, right = (dense(10, activation="softmax")(flattened) for _ in range(2))
     shared = dense(784)
     answer = dense(10, activation="softmax")
+    twice = dense(10, activation="softmax")
     inner = keras.Sequential([keras.Input((28, 28)), flat(), dense(20)])
     models = {
         "on a branch": keras.Model(start, layers.Add()([left, right])),
         "inputs and outputs [(28, 28), (10,), (10,)]": keras.Model(start, [left, right]),
         "Dense on a branch": keras.Model(start, answer(shared(shared(flattened)))),
+        "Dense used twice": keras.Model(start, twice(twice(dense(10)(flattened)))),
         "Sequential": keras.Sequential([keras.Input((28, 28)), inner, dense(10)]),
         "inputs and outputs [(28, 28, 1), (10,)]": keras.Sequential(
             [keras.Input((28, 28, 1)), flat(), dense(10)]

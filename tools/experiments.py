@@ -120,6 +120,8 @@ LOG = [
     ours("sprint, elastic .8", "sprint", augmentation=replace(HEAVY, elastic=0.8)),
     ours("sprint, outliers .04", "sprint", outlier_exposure=0.04),
     ours("sprint, 12 epochs", "sprint", epochs=12),
+    ours("record, 6 epochs", "record", epochs=6, precision="bfloat16"),
+    ours("large", "large", kept="yes", precision="bfloat16"),
 ]
 
 
@@ -137,7 +139,8 @@ TEST = [Experiment("test", name, RECIPES[name], seeds, "yes") for name, seeds in
     "record": 5}.items()]
 TEST += [Experiment("test", KEPT.name, KEPT, 2),
          Experiment("test", LONGER.name, LONGER, 1, callbacks=(RATES,)),
-         Experiment("test", "cv-2020", THIRTY, 3, "yes")]
+         Experiment("test", "cv-2020", THIRTY, 3, "yes"),
+         Experiment("test", "large", replace(RECIPES["large"], precision="bfloat16"), 3, "yes")]
 
 
 def score(net: Net, digits, with_tta: bool) -> dict:
