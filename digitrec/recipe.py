@@ -273,16 +273,16 @@ _PUBLISHED = (
 
 # %% ../nbs/04b_recipe.ipynb #653abd55
 _OURS = {"optimizer": "adamw", "schedule": "one-cycle", "weight_decay": 0.01, "tta": 1}
-_SHIPPED = {**_OURS, "outlier_exposure": 0.04}
+_EXPOSED = {**_OURS, "outlier_exposure": 0.04}
 _LIGHT = Augmentation(rotation=8, shear=5, zoom=0.08, shift=1.5)
 _HEAVY = Augmentation(rotation=12, shear=8.5, zoom=0.12, shift=2.5)
 _OWN = (
-    Recipe("large", "large_net", epochs=6, learning_rate=4e-3, augmentation=_HEAVY, **_SHIPPED),
-    Recipe("record", "record_net", epochs=10, learning_rate=5e-3, augmentation=_HEAVY, **_SHIPPED),
+    Recipe("large", "large_net", epochs=6, learning_rate=4e-3, augmentation=_HEAVY, **_EXPOSED),
+    Recipe("record", "record_net", epochs=10, learning_rate=5e-3, augmentation=_HEAVY, **_EXPOSED),
     Recipe("sprint", "sprint_net", epochs=6, learning_rate=6e-3, augmentation=_HEAVY, **_OURS),
     Recipe("dash", "dash_net", epochs=1, learning_rate=1e-2, augmentation=_LIGHT, **_OURS),
-    Recipe("small", "small_net", epochs=12, learning_rate=8e-3, augmentation=_HEAVY, **_SHIPPED),
-    Recipe("tiny", "tiny_net", epochs=15, learning_rate=1e-2, augmentation=_LIGHT, **_SHIPPED),
+    Recipe("small", "small_net", epochs=12, learning_rate=8e-3, augmentation=_HEAVY, **_EXPOSED),
+    Recipe("tiny", "tiny_net", epochs=15, learning_rate=1e-2, augmentation=_LIGHT, **_EXPOSED),
     Recipe("few", "small_net", epochs=20, batch_size=32, learning_rate=4e-3, schedule="one-cycle",
            augmentation=Augmentation(rotation=10, shear=10, zoom=0.1, shift=2)),
     Recipe("mlp", "mlp", epochs=40, batch_size=64, learning_rate=3e-3, schedule="one-cycle",
