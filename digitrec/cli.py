@@ -383,7 +383,7 @@ def _epochs_of(run: Path) -> tuple[list[dict], bool]:
     try:
         if (run / "net.json").exists():
             return json.loads((run / "net.json").read_text("utf-8"))["history"], True
-        with np.load(run / "state.npz") as state:
+        with (run / "state.npz").open("rb") as file, np.load(file) as state:
             return json.loads(str(state["about"]))["rows"], False
     except Exception:  # none yet, or a damaged file, of which the training itself tells
         return [], False

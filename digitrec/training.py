@@ -114,7 +114,7 @@ def _write_state(path: Path, about: dict, now: list, best: list):
 def _read_state(path: Path) -> tuple[dict, list, list]:
     "Read what `_write_state` wrote. Raises `DataError` for any other file, and a damaged one."
     try:
-        with np.load(path) as state:
+        with path.open("rb") as file, np.load(file) as state:
             about = json.loads(str(state["about"]))
             now = [state[f"now{i}"] for i in range(about["n_now"])]
             return about, now, [state[f"best{i}"] for i in range(about["n_best"])]
