@@ -175,7 +175,8 @@ def new_environment(folder, name, *more):
 
 def copy_source(folder):
     "Copy what builds the package, as building leaves files behind."
-    shutil.copytree(ROOT / "digitrec", folder / "digitrec")
+    for source in ("digitrec", "web"):
+        shutil.copytree(ROOT / source, folder / source)
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, folder)
     return folder
