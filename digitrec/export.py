@@ -434,7 +434,7 @@ def load_pretrained(
 ) -> Pretrained:
     """Load a net that comes with the package, trained on MNIST's 60,000 digits, without Keras.
 
-    "single": one net of the `record` recipe. "vote": five. "small": at most 50,000 parameters.
+    "single": one net of the `large` recipe. "vote": five. "small": at most 50,000 parameters.
     "tiny": at most 10,000. Raises `ValueError` for another name."""
     if name not in PRETRAINED:
         names = ", ".join(PRETRAINED)

@@ -53,6 +53,8 @@ _WARPS = {
     "shift": _number(0, _above(28), "pixels from 0 to 28"),
     "elastic": _number(0, _above(28), "pixels from 0 to 28"),
     "zoom_centre": _number(0.1, _above(10), "a number from .1 to 10"),
+    "blur": _number(0, _above(1.15), "pixels from 0 to 1.15"),
+    "ink": _number(0, _above(9), "a number from 0 to 9"),
     "normal": (lambda value: isinstance(value, bool), "True or False"),
 }
 
@@ -61,8 +63,8 @@ _WARPS = {
 class Augmentation:
     """Describe how far digits are warped at random. Raises `ValueError` for impossible settings.
 
-    Each figure is the half-width of a uniform distribution or, if `normal`, the standard
-    deviation of a normal one."""
+    Each figure of a warp is the half-width of a uniform distribution or, if `normal`, the standard
+    deviation of a normal one. `blur` and `ink` each change every other digit, on average."""
 
     rotation: float = 0.0     # degrees, 0 to 180
     shear: float = 0.0        # degrees by which uprights lean, 0 to 60
@@ -70,11 +72,13 @@ class Augmentation:
     shift: float = 0.0        # pixels, separately across and down, 0 to 28
     elastic: float = 0.0      # pixels, always a standard deviation, 0 to 28
     zoom_centre: float = 1.0  # size of a warped digit, on average: above 1 enlarges, .1 to 10
+    blur: float = 0.0         # pixels, the highest standard deviation of a blur, 0 to 1.15
+    ink: float = 0.0          # multiply pixels by up to 1 + this, cut off at 255; 0 to 9
     normal: bool = False
 
     def __post_init__(self):
         _check("augmentation", self, _WARPS)
-        for name in ("rotation", "shear", "zoom", "shift", "elastic", "zoom_centre"):
+        for name in _WARPS.keys() - {"normal"}:
             object.__setattr__(self, name, float(getattr(self, name)))
 
 # %% ../nbs/04b_recipe.ipynb #24784d14
@@ -273,16 +277,22 @@ _PUBLISHED = (
 
 # %% ../nbs/04b_recipe.ipynb #653abd55
 _OURS = {"optimizer": "adamw", "schedule": "one-cycle", "weight_decay": 0.01, "tta": 1}
-_EXPOSED = {**_OURS, "outlier_exposure": 0.04}
+_EXPOSED = {**_OURS, "outlier_exposure": 0.05}
 _LIGHT = Augmentation(rotation=8, shear=5, zoom=0.08, shift=1.5)
 _HEAVY = Augmentation(rotation=12, shear=8.5, zoom=0.12, shift=2.5)
+_STYLES = {"blur": 1.15, "ink": 1}
+_LIGHT_STYLES, _HEAVY_STYLES = replace(_LIGHT, **_STYLES), replace(_HEAVY, **_STYLES)
 _OWN = (
-    Recipe("large", "large_net", epochs=6, learning_rate=4e-3, augmentation=_HEAVY, **_EXPOSED),
-    Recipe("record", "record_net", epochs=10, learning_rate=5e-3, augmentation=_HEAVY, **_EXPOSED),
+    Recipe("large", "large_net", epochs=12, learning_rate=4e-3, augmentation=_HEAVY_STYLES,
+           **_EXPOSED),
+    Recipe("record", "record_net", epochs=10, learning_rate=5e-3, augmentation=_HEAVY_STYLES,
+           **_EXPOSED),
     Recipe("sprint", "sprint_net", epochs=6, learning_rate=6e-3, augmentation=_HEAVY, **_OURS),
     Recipe("dash", "dash_net", epochs=1, learning_rate=1e-2, augmentation=_LIGHT, **_OURS),
-    Recipe("small", "small_net", epochs=12, learning_rate=8e-3, augmentation=_HEAVY, **_EXPOSED),
-    Recipe("tiny", "tiny_net", epochs=15, learning_rate=1e-2, augmentation=_LIGHT, **_EXPOSED),
+    Recipe("small", "small_net", epochs=12, learning_rate=8e-3, augmentation=_HEAVY_STYLES,
+           **_EXPOSED),
+    Recipe("tiny", "tiny_net", epochs=15, learning_rate=1e-2, augmentation=_LIGHT_STYLES,
+           **_EXPOSED),
     Recipe("few", "small_net", epochs=20, batch_size=32, learning_rate=4e-3, schedule="one-cycle",
            augmentation=Augmentation(rotation=10, shear=10, zoom=0.1, shift=2)),
     Recipe("mlp", "mlp", epochs=40, batch_size=64, learning_rate=3e-3, schedule="one-cycle",

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 pytest.importorskip("keras", reason="needs Keras and an engine: digitrec[cpu], [gpu] or [tpu]")
-from digitrec.augmentation import Warp, augment, matrices, resample
+from digitrec.augmentation import LETTERS, Warp, augment, draw_outliers, matrices, resample
 from digitrec.data import split
 from digitrec.nets import build_models, predict_model, variable_values
 from digitrec.recipe import RECIPES, Augmentation, Recipe, register
@@ -128,6 +129,40 @@ def test_uniform_draws_stay_inside_and_normal_ones_do_not():
         assert np.isclose(down.std(), 3 if normal else 3 / np.sqrt(3), rtol=0.1)
 
 
+def test_blur_and_ink_change_every_other_digit():
+    same = np.repeat(TRAIN.images[:1] // 2, 2000, axis=0)
+    for style in (Augmentation(blur=1), Augmentation(ink=0.9)):
+        styled = augment(same, style)
+        assert 0.45 < (styled != same).any(axis=(1, 2)).mean() < 0.55
+    darkest = styled.max(axis=(1, 2)) / same[0].max()
+    assert 1.85 < darkest.max() <= 1.91  # up to 1 + ink, uniform
+    assert np.isclose(darkest[darkest > 1].mean(), 1.45, atol=0.03)
+
+
+def test_a_blur_adds_a_variance_up_to_its_square_and_no_ink():
+    point = np.zeros((2000, 28, 28), np.uint8)
+    point[:, 14, 14] = 255
+    spots = augment(point, Augmentation(blur=1.1)).astype(float)
+    total = spots.sum(axis=(1, 2))
+    assert np.abs(total - 255).max() < 10  # rounding of each pixel
+    for axis in (1, 2):
+        variances = spots.sum(axis=axis) @ (np.arange(28) - 14) ** 2 / total
+        assert 1.1 < variances.max() < 1.25
+        assert np.isclose(variances[variances > 0].mean(), 1.21 / 2, atol=0.05)
+
+
+def test_ink_is_cut_off_at_black_and_blurs_over_the_edge_are_lost():
+    full = np.full((200, 28, 28), 200, np.uint8)
+    assert augment(full, Augmentation(ink=9)).max() == 255
+    blurred = augment(full, Augmentation(blur=1))
+    assert (blurred[:, 8:20, 8:20] == 200).all() and blurred[:, 0].min() < 200
+
+
+def test_draws_of_warps_do_not_depend_on_styles():
+    first = augment(TRAIN.images[:96], replace(SHIFT, blur=1, ink=1), seed=3)
+    assert (first == augment(TRAIN.images[:96], SHIFT, seed=3)).all(axis=(1, 2)).mean() > 0.1
+
+
 def test_one_look_up_is_that_of_keras():
     draws = np.random.default_rng(0).uniform(-1, 1, (96, 6)).astype(np.float32)
     wide = Augmentation(rotation=40, shear=20, zoom=0.3, shift=4, zoom_centre=1.2)
@@ -188,3 +223,45 @@ def test_weight_decay_shrinks_a_trained_net():
         net = Net(recipe, verbose=False).fit(rest.images, rest.labels)
         sizes.append(np.linalg.norm(net.model_.get_weights()[0]))
     assert sizes[1] < 0.9 * sizes[0]
+
+
+# Non-digits
+
+def kinds(n=50):
+    "n non-digits of each kind"
+    drawn = draw_outliers(load("digits")[0].images, 5 * n / 898, seed=3)
+    return dict(zip(("blank", "noise", "numbers", "mixed", "letters"), np.split(drawn, 5),
+                    strict=True))
+
+
+def test_non_digits_are_as_many_of_each_kind_and_depend_on_the_seed_alone():
+    digits = load("digits")[0].images
+    drawn = draw_outliers(digits, 0.05, seed=1)
+    assert drawn.shape == (5 * 9, 28, 28) and drawn.dtype == np.uint8
+    assert (drawn == draw_outliers(digits, 0.05, seed=1)).all()
+    assert (drawn != draw_outliers(digits, 0.05, seed=2)).any()
+
+
+def test_a_number_is_several_digits_in_the_box_of_one():
+    numbers = kinds()["numbers"]
+    wide, high = numbers.any(axis=1).sum(axis=1), numbers.any(axis=2).sum(axis=1)
+    assert (np.maximum(wide, high) <= 21).all()  # 20, and a part of a pixel by centring
+    single = load("digits")[0].images[:50]
+    assert np.mean(wide / high) > 1.3 > np.mean(
+        single.any(axis=1).sum(axis=1) / single.any(axis=2).sum(axis=1))
+
+
+def test_neighbours_in_a_number_touch_or_stand_apart():
+    pieces = [ndimage.label(number, np.ones((3, 3)))[1] for number in kinds()["numbers"]]
+    assert {1, 2, 3} <= set(pieces)
+
+
+def test_letters_are_none_that_may_be_a_digit():
+    assert not set("IOSZBDGQCJYlosziqbgcjy") & set(LETTERS)
+    letters = kinds(200)["letters"]
+    assert len(np.unique(letters.reshape(200, -1), axis=0)) > 2 * len(LETTERS)  # thin to bold
+
+
+def test_blank_digits_give_blank_numbers():
+    drawn = draw_outliers(np.zeros((20, 28, 28), np.uint8), 1.0, seed=0)
+    assert not drawn[2 * 4 : 3 * 4].any()

@@ -343,6 +343,7 @@ def test_errors_in_the_list_are_those_of_the_log():
     from digitrec.recipe import RECIPES
 
     log = pd.read_csv(Path(__file__).parent.parent / "nbs/experiments.csv")
+    race = log[log.group == "race"]
     log = log[(log.group == "test") & log.name.isin(list(RECIPES))]
     expected = {}
     for name, rows in log.sort_values("seed").groupby("name"):
@@ -350,8 +351,9 @@ def test_errors_in_the_list_are_those_of_the_log():
         if rows.empty:
             continue
         errors = rows.errors_tta if RECIPES[name].tta else rows.errors
-        as_listed = (rows.precision == RECIPES[name].precision).all()
-        minutes = round(rows.seconds.mean() / 60, 1) if as_listed else None
+        raced = race[race.name == name] if name in set(race.name) else rows
+        as_listed = (raced.precision == RECIPES[name].precision).all()
+        minutes = round(raced.seconds.mean() / 60, 1) if as_listed else None
         expected[name] = (tuple(errors.astype(int).tolist()), minutes)
     assert expected == cli._MEASURED  # paste `expected` into chapter 13 after new experiments
     assert list(cli._MEASURED) == [name for name in RECIPES if name in expected]

@@ -14,8 +14,7 @@ from digitrec.recipe import registered
 from digitrec.sources import load
 
 LOG = pd.read_csv(ROOT / "nbs/experiments.csv")
-LISTED = {(one.group, one.name): one
-          for one in [*experiments.TEST, *experiments.CLASSIC, *experiments.LOG]}
+LISTED = {(one.group, one.name): one for one in experiments.ALL}
 
 
 def test_every_row_is_a_run_that_the_script_lists():

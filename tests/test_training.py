@@ -489,7 +489,7 @@ def test_an_augmentation_is_refused_or_can_be_built_written_and_read(field, valu
 
 @pytest.mark.parametrize("extreme", [
     Augmentation(rotation=180, shear=60, zoom=0.9, shift=28, elastic=28, zoom_centre=10,
-                 normal=True),
+                 blur=1.15, ink=9, normal=True), Augmentation(blur=1.15), Augmentation(ink=9),
     Augmentation(zoom=0.9, zoom_centre=0.1), Augmentation(elastic=28),
 ])
 def test_the_strongest_augmentation_gives_digits(extreme):
@@ -646,7 +646,7 @@ def test_a_net_trained_on_outliers_is_not_confident_about_noise():
 def test_outliers_are_added_with_equal_targets():
     recipe = replace(TINY, outlier_exposure=0.25)
     images, targets = training._with_outliers(recipe, FIRST, 0)
-    assert len(images) == len(targets) == 96 + 24 and (images[:96] == FIRST.images).all()
+    assert len(images) == len(targets) == 96 + 25 and (images[:96] == FIRST.images).all()
     assert np.allclose(targets[96:], 0.1) and (targets[:96].argmax(axis=1) == FIRST.labels).all()
 
 
@@ -1189,7 +1189,7 @@ def test_a_kind_of_early_stopping_is_refused_too():
 
 @pytest.mark.parametrize("setting", [
     {"rotation": 180.05}, {"shear": 60.05}, {"zoom": 0.905}, {"shift": 28.05},
-    {"elastic": 28.05}, {"zoom_centre": 10.05}])
+    {"elastic": 28.05}, {"zoom_centre": 10.05}, {"blur": 1.155}, {"ink": 9.05}, {"ink": -0.05}])
 def test_an_augmentation_keeps_its_limits(setting):
     with pytest.raises(ValueError, match="expected"):
         Augmentation(**setting)
