@@ -7,7 +7,7 @@
 "classic" and "log" choose: they train on MNIST's training digits without a sixth of the writers,
 whose digits score. "test" trains on all 60,000 and is scored on the 10,000 test digits. Its runs
 are interleaved: first all recipes with seed 0, then all with seed 1, so that other work on the
-machine meets them alike. "race" has what chapter 14 compares with them: three recipes as they were
+machine meets them alike. "race" has what chapter 14 compares with them: two recipes as they were
 until 22 November 2026. (Until then, the non-digits were blank paper, noise, mixed quarters, and
 pairs of digits squeezed to half their width. So these rows, and the log's with outlier exposure,
 can be rerun in digits and settings, and not in non-digits.)
@@ -140,13 +140,14 @@ THIRTY = replace(RECIPES["cv-2020"], epochs=30)  # as in Chris Deotte's study of
 TEST = [Experiment("test", name, RECIPES[name], seeds, "yes") for name, seeds in {
     "dash": 5, "tiny": 5, "sprint": 5, "small": 5, "first-2020": 3,
     "standardised-2017-as-written": 3, "standardised-2017": 3, "classic-2018": 3}.items()]
-TEST += [Experiment("test", name, replace(RECIPES[name], precision="bfloat16"), seeds, "yes")
-         for name, seeds in {"record": 3, "large": 5}.items()]
 TEST += [Experiment("test", KEPT.name, KEPT, 2),
          Experiment("test", LONGER.name, LONGER, 1, callbacks=(RATES,)),
-         Experiment("test", "cv-2020", THIRTY, 3, "yes")]
-RACE = [Experiment("race", name, replace(RECIPES[name], outlier_exposure=0.04, augmentation=warps),
-                   3, "yes") for name, warps in {"tiny": LIGHT, "small": HEAVY, "record": HEAVY}.items()]
+         Experiment("test", "cv-2020", THIRTY, 3, "yes"),
+         Experiment("test", "large", replace(RECIPES["large"], precision="bfloat16"), 5, "yes")]
+OLD = {name: replace(RECIPES[name], outlier_exposure=0.04, augmentation=warps)
+       for name, warps in {"tiny": LIGHT, "small": HEAVY, "record": HEAVY}.items()}
+TEST += [Experiment("test", "record", OLD["record"], 3, "yes")]  # not yet trained as it is now
+RACE = [Experiment("race", name, OLD[name], 3, "yes") for name in ("tiny", "small")]
 
 
 FINAL = ("test", "race")  # groups that train on all digits
