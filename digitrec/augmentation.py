@@ -89,7 +89,7 @@ def restyle(
 
 # %% ../nbs/07_augmentation.ipynb #24db8178
 def _replica() -> tuple:
-    "The device that warps its rows of a batch, and how many there are"
+    "The index of the device that warps its rows of a batch, and how many there are"
     if keras.backend.backend() != "tensorflow":
         return 0, 1
     import tensorflow as tf
@@ -113,7 +113,7 @@ def _draw(settings: Augmentation, seeds, n: int):
 
 
 def _draw_styles(settings: Augmentation, seeds, n: int):
-    "Variances of blur and factors of ink for n images of one device, half of them 0 and 1"
+    "Variances of blur, about half of them 0, and factors of ink, about half 1, for n images"
     device, devices = _replica()
     draws = keras.random.uniform((devices * n, 2), -1, 1, seed=seeds)
     draws = ops.maximum(draws[device * n : (device + 1) * n], 0)
@@ -122,7 +122,7 @@ def _draw_styles(settings: Augmentation, seeds, n: int):
 # %% ../nbs/07_augmentation.ipynb #51c4c5bd
 @register
 class Warp(keras.layers.Layer):
-    "Warp digits (n, 28, 28) at random in training; otherwise pass them on as floats."
+    "Warp and restyle digits (n, 28, 28) at random in training; else pass them on as floats."
 
     def __init__(self, augmentation: Augmentation):
         super().__init__()
@@ -155,7 +155,7 @@ def augment(
     augmentation: Augmentation,
     seed: int = 0,               # 0 or more
 ) -> np.ndarray:                 # uint8 (n, 28, 28)
-    """Warp digits once, as a net sees them in an epoch.
+    """Warp and restyle digits once, as a net sees them in an epoch.
 
     Raises `DataError` for anything but images, and `ValueError` for bad settings."""
     images = check_images(images)

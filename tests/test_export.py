@@ -141,34 +141,37 @@ def cropped(image):
 
 
 def two_digits_apart(gap, n=60):
-    "Pairs of embedded test digits in one picture, each cropped, `gap` pixels apart"
-    chosen = TEST.images[np.random.default_rng(0).integers(0, len(TEST), (n, 2))]
-    space = np.zeros((28, gap))
-    rows = [np.hstack([cropped(left), space, cropped(right)]) for left, right in chosen]
-    return np.array([mnist_form(row) for row in rows])
+    "Pairs of embedded test digits, each cropped, `gap` pixels apart; below 0, overlapping"
+    chosen, rows = TEST.images[np.random.default_rng(0).integers(0, len(TEST), (n, 2))], []
+    for left, right in (map(cropped, pair) for pair in chosen):
+        row = np.zeros((28, left.shape[1] + gap + right.shape[1]))
+        row[:, : left.shape[1]] = left
+        row[:, left.shape[1] + gap :] = np.maximum(row[:, left.shape[1] + gap :], right)
+        rows.append(mnist_form(row))
+    return np.array(rows)
 
 
-def printed_numbers():
-    "The numbers from 10 to 99 in the font that comes with matplotlib"
+def in_print(texts):
+    "Texts in the font that comes with matplotlib, in which no net met a letter"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     font, rows = ImageFont.truetype(str(path), 72), []
-    for number in range(10, 100):
+    for text in texts:
         canvas = Image.new("L", (400, 160))
-        ImageDraw.Draw(canvas).text((50, 20), str(number), 255, font)
+        ImageDraw.Draw(canvas).text((50, 20), text, 255, font)
         rows.append(mnist_form(np.asarray(canvas)))
     return np.array(rows)
 
 
-@pytest.mark.parametrize(
-    "name, numbers", [("single", 0.9), ("vote", 0.9), ("small", 0.85), ("tiny", 0.75)]
-)
-def test_several_digits_are_rejected_and_single_digits_are_not(name, numbers):
-    "Measured, single to tiny: all pairs; .97, .98, .93, .87 of the numbers; .08 to .12 of digits."
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_several_digits_and_letters_are_rejected_and_digits_are_not(name):
+    "Measured at worst, by `tiny`: .93 of touching pairs, .97 of the numbers, .93 of the letters."
     net = load_pretrained(name)
-    assert net.rejects(two_digits_apart(8)).mean() >= 0.9
-    assert net.rejects(printed_numbers()).mean() >= numbers
-    rows = np.random.default_rng(0).choice(len(TEST), 300, replace=False)
-    assert net.rejects(TEST.images[rows]).mean() <= 0.15
+    assert net.rejects(two_digits_apart(8)).mean() >= 0.95
+    assert net.rejects(two_digits_apart(-1)).mean() >= 0.85
+    assert net.rejects(in_print(map(str, range(10, 100)))).mean() >= 0.95
+    assert net.rejects(in_print("AEFHKLMNPRTUVWXadefhkmnprtuvwx")).mean() >= 0.85
+    assert not net.rejects(in_print("0123456789")).any()
+    assert is_rejected(on_embedded(name), net.card["threshold"]).mean() <= 0.08
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="DIGITREC_DATA names no folder with mnist")
@@ -293,7 +296,7 @@ def test_one_rule_of_rejection(highest, expected):
 
 
 @pytest.mark.parametrize(
-    "name, errors, rejected, left", [("single", 49, 127, 19), ("vote", 33, 121, 5)]
+    "name, errors, rejected, left", [("single", 42, 108, 14), ("vote", 44, 111, 13)]
 )
 def test_what_rejecting_buys(name, errors, rejected, left):
     "Chapter 12's figures on the 1,797 embedded digits; a runtime may move one at the threshold."
@@ -305,8 +308,6 @@ def test_what_rejecting_buys(name, errors, rejected, left):
     assert 1797 - chosen.accepted == is_rejected(predicted, net.card["threshold"]).sum()
     assert 1797 - chosen.accepted == pytest.approx(rejected, abs=2)
     assert chosen.errors == pytest.approx(left, abs=1)
-    of_1670 = curve[curve.accepted <= 1670].iloc[-1]
-    assert of_1670.errors == pytest.approx({"single": 19, "vote": 5}[name], abs=1)
 
 
 def rows_of(*pairs):
