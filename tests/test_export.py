@@ -78,6 +78,8 @@ def test_a_card_says_what_it_must(name):
     assert "MNIST" in card["trained on"] and "60,000" in card["trained on"]
     assert card["seconds to train"] > 0 and card["machine"]
     assert card["recipe"]["name"] in ("large", "small", "tiny")
+    errors = {int(seed): n for seed, n in card["validation errors by seed"].items()}
+    assert card["seeds"] == (list(errors) if name == "vote" else [median_seed(errors)])
     for labels in ("given labels", "corrected labels"):
         scores = card["MNIST test"][labels]
         assert scores["low"] < scores["accuracy"] < scores["high"]
@@ -164,12 +166,12 @@ def in_print(texts):
 
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_several_digits_and_letters_are_rejected_and_digits_are_not(name):
-    "Measured at worst, by `tiny`: .93 of touching pairs, .97 of the numbers, .93 of the letters."
+    "Measured at worst, by `tiny`: .98 of the touching pairs and of the numbers, all letters."
     net = load_pretrained(name)
     assert net.rejects(two_digits_apart(8)).mean() >= 0.95
-    assert net.rejects(two_digits_apart(-1)).mean() >= 0.85
+    assert net.rejects(two_digits_apart(-1)).mean() >= 0.93
     assert net.rejects(in_print(map(str, range(10, 100)))).mean() >= 0.95
-    assert net.rejects(in_print("AEFHKLMNPRTUVWXadefhkmnprtuvwx")).mean() >= 0.85
+    assert net.rejects(in_print("AEFHKLMNPRTUVWXadefhkmnprtuvwx")).mean() >= 0.95
     assert not net.rejects(in_print("0123456789")).any()
     assert is_rejected(on_embedded(name), net.card["threshold"]).mean() <= 0.08
 

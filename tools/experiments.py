@@ -149,7 +149,6 @@ OLD = {name: replace(RECIPES[name], outlier_exposure=0.04, augmentation=warps)
 TEST += [Experiment("test", "record", OLD["record"], 3, "yes")]  # not yet trained as it is now
 RACE = [Experiment("race", name, OLD[name], 3, "yes") for name in ("tiny", "small")]
 
-
 FINAL = ("test", "race")  # groups that train on all digits
 ALL = [*TEST, *RACE, *CLASSIC, *LOG]
 
