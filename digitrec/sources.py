@@ -25,7 +25,7 @@ from .pictures import mnist_form, read_picture
 
 # %% ../nbs/00c_sources.ipynb #48cc3f02
 def _embedded() -> tuple[Digits, Digits]:
-    "The digits inside scikit-learn, in MNIST's form: 898 to train on, 899 of new writers to test"
+    "The digits inside scikit-learn, in MNIST's form: 898 to train on, 899 to test"
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
