@@ -529,7 +529,8 @@ def _plot(result: Result, path: Path):
     figure = Figure(figsize=(7.6, 6.4))
     matrix = confusion(result.scored.labels, result.probabilities.argmax(axis=1))
     title = f"{result.scored.name}, {len(result.scored):,} digits ({result.scored_by})"
-    plot_confusion(matrix, title, ax=figure.subplots())
+    errors = matrix - np.diag(np.diag(matrix))
+    plot_confusion(matrix, title, ax=figure.subplots(), darkest=max(10, errors.max()))
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
 
@@ -811,7 +812,7 @@ _AUTHORS = {
     "classic-2018": ("Keras's mnist_cnn.py, 2018", 1_199_882),
     "standardised-2017-as-written": ("MNIST convnet, 2017, as it was written", 1_691_273),
     "standardised-2017": ("MNIST convnet, 2017, as it was meant", 1_691_501),
-    "large": ("ours", 330_026), "record": ("ours", 269_378), "sprint": ("ours", 77_506),
+    "large": ("ours", 330_026), "record": ("ours", 1_305_162), "sprint": ("ours", 77_506),
     "dash": ("ours", 35_802), "small": ("ours", 37_914), "tiny": ("ours", 8_066),
     "few": ("ours", 37_914), "mlp": ("ours", 200_810)}
 
@@ -822,7 +823,7 @@ _MEASURED = {  # errors of 10,000 MNIST test digits, a seed each; minutes of one
     "standardised-2017-as-written": ((67, 83, 67), 2.1),
     "standardised-2017": ((73, 80, 79), 2.1),
     "large": ((29, 37, 31, 30, 34), None),
-    "record": ((36, 40, 32), 5.9),
+    "record": ((28, 34, 23, 24, 28), None),
     "sprint": ((37, 39, 38), 1.5),
     "dash": ((62, 89, 79), 0.2),
     "small": ((31, 41, 39, 41, 34), 2.8),

@@ -285,8 +285,7 @@ _LIGHT_STYLES, _HEAVY_STYLES = replace(_LIGHT, **_STYLES), replace(_HEAVY, **_ST
 _OWN = (
     Recipe("large", "large_net", epochs=12, learning_rate=4e-3, augmentation=_HEAVY_STYLES,
            **_EXPOSED),
-    Recipe("record", "record_net", epochs=10, learning_rate=5e-3, augmentation=_HEAVY_STYLES,
-           **_EXPOSED),
+    Recipe("record", "record_net", epochs=12, learning_rate=3e-3, augmentation=_HEAVY, **_OURS),
     Recipe("sprint", "sprint_net", epochs=6, learning_rate=6e-3, augmentation=_HEAVY, **_OURS),
     Recipe("dash", "dash_net", epochs=1, learning_rate=1e-2, augmentation=_LIGHT, **_OURS),
     Recipe("small", "small_net", epochs=12, learning_rate=8e-3, augmentation=_HEAVY_STYLES,

@@ -2,6 +2,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -10,8 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
 import experiments
 
-from digitrec.recipe import registered
+from digitrec.recipe import RECIPES, registered
+from digitrec.scores import accuracy
 from digitrec.sources import load
+from digitrec.training import Net
 
 LOG = pd.read_csv(ROOT / "nbs/experiments.csv")
 LISTED = {(one.group, one.name): one for one in experiments.ALL}
@@ -27,9 +30,10 @@ def test_every_row_is_a_run_that_the_script_lists():
 
 @pytest.mark.parametrize("group, name", sorted(set(zip(LOG.group, LOG.name, strict=True))))
 def test_a_row_has_the_parameters_of_its_net(group, name):
-    rows = LOG[(LOG.group == group) & (LOG.name == name)]
-    model = registered(LISTED[group, name].recipe.net)()
-    assert set(rows.parameters) == {model.count_params()}
+    rows, one = LOG[(LOG.group == group) & (LOG.name == name)], LISTED[group, name]
+    recipes = 5 * [RECIPES[voter] for voter in one.voters] or [one.recipe]
+    nets = [registered(recipe.net)() for recipe in recipes]
+    assert set(rows.parameters) == {sum(net.count_params() for net in nets)}
 
 
 def test_a_run_is_described_and_takes_the_place_of_the_same_run(tmp_path, monkeypatch):
@@ -43,6 +47,18 @@ def test_a_run_is_described_and_takes_the_place_of_the_same_run(tmp_path, monkey
     assert list(table) == list(LOG) and table.seed.tolist() == [0, 1]
     assert table.errors.tolist() == [row["errors"]] * 2
     assert row["curve"] == str(row["errors"]) and 0 <= row["errors_tta"] <= 100
+
+
+def test_a_vote_averages_five_nets_of_each_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIGITREC_RUNS", str(tmp_path))
+    train, test = load("digits")
+    one = experiments.Experiment("vote", "dash", RECIPES["dash"], voters=("dash",))
+    row = experiments.run(one, 0, train[:256], test)
+    nets = [Net.load(path) for path in tmp_path.iterdir()]
+    assert sorted(net.seed for net in nets) == [0, 1, 2, 3, 4]
+    probabilities = np.mean([net.predict_proba(test.images) for net in nets], axis=0)
+    assert row["errors"] == accuracy(test.labels, probabilities.argmax(axis=1)).errors
+    assert row["parameters"] == 5 * 35_802 and row["curve"] == row["epoch_seconds"] == ""
 
 
 def test_only_missing_runs_are_left(tmp_path, monkeypatch):

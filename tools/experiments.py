@@ -1,7 +1,7 @@
 """Train what chapters 08 and 14 compare, and write a row a run to nbs/experiments.csv.
 
     python tools/experiments.py                # every run that the file lacks
-    python tools/experiments.py classic        # those of a group: classic, log, test or race
+    python tools/experiments.py classic        # those of a group: classic, log, test, race or vote
     python tools/experiments.py classic --name "no dropout" --again   # these once more
 
 "classic" and "log" choose: they train on MNIST's training digits without a sixth of the writers,
@@ -9,8 +9,8 @@ whose digits score. "test" trains on all 60,000 and is scored on the 10,000 test
 are interleaved: first all recipes with seed 0, then all with seed 1, so that other work on the
 machine meets them alike. "race" has what chapter 14 compares with them: two recipes as they were
 until 22 November 2026. (Until then, the non-digits were blank paper, noise, mixed quarters, and
-pairs of digits squeezed to half their width. So these rows, and the log's with outlier exposure,
-can be rerun in digits and settings, and not in non-digits.)
+pairs of digits squeezed to half their width. So these rows can be rerun in digits and settings, and
+not in non-digits.) "vote" averages five nets of each of its recipes.
 """
 import argparse
 import os
@@ -50,6 +50,7 @@ class Experiment:
     seeds: int = 3
     kept: str = "no"
     callbacks: tuple = ()
+    voters: tuple = ()  # recipes, for a vote of five nets of each
 
 
 # Chapter 08, "Why this net?": the classic net with one part changed, on 10,000 digits
@@ -113,7 +114,8 @@ def ours(name, recipe, kept="no", **settings):
 
 
 LIGHT, HEAVY = RECIPES["dash"].augmentation, RECIPES["sprint"].augmentation
-SIX = {"epochs": 6, "precision": "bfloat16", "augmentation": HEAVY, "outlier_exposure": 0.04}
+IN_BFLOAT16 = {"precision": "bfloat16"}
+PLAIN = {**IN_BFLOAT16, "augmentation": HEAVY, "outlier_exposure": 0}
 LOG = [
     ours("dash", "dash", kept="yes"),
     ours("dash, no warps", "dash", augmentation=None),
@@ -124,8 +126,10 @@ LOG = [
     ours("sprint, elastic .8", "sprint", augmentation=replace(HEAVY, elastic=0.8)),
     ours("sprint, outliers .04", "sprint", outlier_exposure=0.04),
     ours("sprint, 12 epochs", "sprint", epochs=12),
-    ours("record, 6 epochs", "record", **SIX),
-    ours("large, 6 epochs", "large", kept="yes", **SIX),
+    replace(ours("large", "large", kept="yes", **IN_BFLOAT16), seeds=5),
+    ours("large, digits alone", "large", **PLAIN),
+    ours("large, digits alone, 30 epochs", "large", **{**PLAIN, "epochs": 30}),
+    ours("record", "record", kept="yes", **IN_BFLOAT16),
 ]
 
 
@@ -142,20 +146,37 @@ TEST = [Experiment("test", name, RECIPES[name], seeds, "yes") for name, seeds in
     "standardised-2017-as-written": 3, "standardised-2017": 3, "classic-2018": 3}.items()]
 TEST += [Experiment("test", KEPT.name, KEPT, 2),
          Experiment("test", LONGER.name, LONGER, 1, callbacks=(RATES,)),
-         Experiment("test", "cv-2020", THIRTY, 3, "yes"),
-         Experiment("test", "large", replace(RECIPES["large"], precision="bfloat16"), 5, "yes")]
-OLD = {name: replace(RECIPES[name], outlier_exposure=0.04, augmentation=warps)
-       for name, warps in {"tiny": LIGHT, "small": HEAVY, "record": HEAVY}.items()}
-TEST += [Experiment("test", "record", OLD["record"], 3, "yes")]  # not yet trained as it is now
-RACE = [Experiment("race", name, OLD[name], 3, "yes") for name in ("tiny", "small")]
+         Experiment("test", "cv-2020", THIRTY, 3, "yes")]
+TEST += [Experiment("test", name, replace(RECIPES[name], **IN_BFLOAT16), 5, "yes")
+         for name in ("large", "record")]
+RACE = [Experiment("race", name, replace(RECIPES[name], outlier_exposure=0.04, augmentation=warps),
+                   3, "yes") for name, warps in {"tiny": LIGHT, "small": HEAVY}.items()]
 
-FINAL = ("test", "race")  # groups that train on all digits
-ALL = [*TEST, *RACE, *CLASSIC, *LOG]
+# Votes of nets trained on all digits
+
+VOTE = [Experiment("vote", " and ".join(names), replace(RECIPES[names[0]], **IN_BFLOAT16), 1,
+                   voters=names)
+        for names in (("large",), ("record",), ("large", "record"))]
+
+FINAL = ("test", "race", "vote")  # groups that train on all digits
+ALL = [*TEST, *RACE, *VOTE, *CLASSIC, *LOG]
 
 
-def score(net: Net, digits, with_tta: bool) -> dict:
+def untrained(experiment: Experiment, seed: int, folder) -> list[Net]:
+    "The nets of a run: one, or five of each recipe that votes"
+    recipes, seeds = [experiment.recipe], [seed]
+    if experiment.voters:
+        recipes = [replace(RECIPES[name], **IN_BFLOAT16) for name in experiment.voters]
+        seeds = range(5)
+    return [Net(replace(recipe, tta=0), i, folder, verbose=False, callbacks=experiment.callbacks)
+            for recipe in recipes for i in seeds]  # without TTA: curves count errors with one copy
+
+
+def score(nets: list[Net], digits, with_tta: bool) -> dict:
     "Errors with one copy of each digit, and with five if wanted; the loss with one"
-    predict = partial(predict_model, net.model_)
+    def predict(images):
+        return np.mean([predict_model(net.model_, images) for net in nets], axis=0)
+
     once = predict(digits.images)
     row = {"errors": accuracy(digits.labels, once.argmax(axis=1)).errors, "errors_tta": "",
            "nll": round(nll(digits.labels, once), 5)}
@@ -165,27 +186,35 @@ def score(net: Net, digits, with_tta: bool) -> dict:
     return row
 
 
-def curve(net: Net, n: int) -> str:
-    "Errors after each epoch, where they were counted"
-    if "val_accuracy" not in net.history_:
-        return ""
-    return " ".join(str(round((1 - value) * n)) for value in net.history_.val_accuracy)
+def watched(nets: list[Net], n: int) -> dict:
+    "Seconds and, where they were counted, errors after each epoch of a single net"
+    net, *others = nets
+    if others:
+        return {"curve": "", "epoch_seconds": ""}
+    accuracies = net.history_.get("val_accuracy", [])
+    return {"curve": " ".join(str(round((1 - value) * n)) for value in accuracies),
+            "epoch_seconds": " ".join(f"{value:.1f}" for value in net.history_.seconds)}
 
 
 def run(experiment: Experiment, seed: int, train, test, again: bool = False) -> dict:
-    "Train one net, and describe it in a row."
-    watched = {"validation": (test.images, test.labels)} if experiment.group in FINAL else {}
-    recipe = replace(experiment.recipe, tta=0)  # the curve counts errors with one copy
+    "Train one net, or those of a vote, and describe the run in a row."
     folder = None if again else os.environ.get("DIGITREC_RUNS")  # keep the nets there, if it is set
-    net = Net(recipe, seed, folder, verbose=False, callbacks=experiment.callbacks)
-    net.fit(train.images, train.labels, **watched)
+    nets = untrained(experiment, seed, folder)
+    watch = {"validation": (test.images, test.labels)} if experiment.group in FINAL else {}
+    for net in nets:
+        net.fit(train.images, train.labels, **watch)
+    return describe(experiment, seed, nets, len(train), test)
+
+
+def describe(experiment: Experiment, seed: int, nets: list[Net], n: int, test) -> dict:
+    "The row of a run whose nets are trained on n digits"
     return {"group": experiment.group, "name": experiment.name, "seed": seed,
-            "train": len(train), "test": len(test), "epochs": len(net.history_),
-            "precision": recipe.precision, "parameters": net.model_.count_params(),
-            **score(net, test, experiment.group != "classic"),
-            "seconds": round(net.seconds_, 1), "kept": experiment.kept,
-            "curve": curve(net, len(test)),
-            "epoch_seconds": " ".join(f"{value:.1f}" for value in net.history_.seconds),
+            "train": n, "test": len(test), "epochs": len(nets[0].history_),
+            "precision": experiment.recipe.precision,
+            "parameters": sum(net.model_.count_params() for net in nets),
+            **score(nets, test, experiment.group != "classic"),
+            "seconds": round(sum(net.seconds_ for net in nets), 1), "kept": experiment.kept,
+            **watched(nets, len(test)),
             "machine": f"{joblib.cpu_count()} CPUs, {platform.machine()}",
             "date": date.today().isoformat()}
 
@@ -216,7 +245,7 @@ def runs(groups, name, again):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("groups", nargs="*", default=["classic", "log", "test", "race"])
+    parser.add_argument("groups", nargs="*", default=["classic", "log", "test", "race", "vote"])
     parser.add_argument("--name", help="only the experiment of this name")
     parser.add_argument("--again", action="store_true", help="run also what the file has")
     options = parser.parse_args()
