@@ -529,8 +529,7 @@ def _plot(result: Result, path: Path):
     figure = Figure(figsize=(7.6, 6.4))
     matrix = confusion(result.scored.labels, result.probabilities.argmax(axis=1))
     title = f"{result.scored.name}, {len(result.scored):,} digits ({result.scored_by})"
-    errors = matrix - np.diag(np.diag(matrix))
-    plot_confusion(matrix, title, ax=figure.subplots(), darkest=max(10, errors.max()))
+    plot_confusion(matrix, title, ax=figure.subplots())
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
 

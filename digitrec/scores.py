@@ -165,7 +165,7 @@ def plot_confusion(
     title: str = "",
     per: int | None = None,        # scale each row to this many; None for plain counts
     ax: plt.Axes | None = None,
-    darkest: float | None = None,  # the count with the darkest colour; None for the largest error
+    darkest: float | None = None,  # the count with the darkest colour; None: the highest, or 5
 ) -> plt.Axes:
     "Draw a confusion matrix: errors in colour, recall and precision in the margins, accuracy last."
     import seaborn as sns
@@ -174,6 +174,7 @@ def plot_confusion(
     colour = np.zeros((len(matrix) + 1, len(matrix) + 1))
     colour[:-1, :-1] = shown * (1 - np.eye(len(matrix)))
     ax = plt.subplots(figsize=(7.6, 6.4))[1] if ax is None else ax
+    darkest = max(5, colour.max()) if darkest is None else darkest
     sns.heatmap(colour, annot=_texts(matrix, shown), fmt="", cmap="Oranges", cbar=False,
                 vmin=0, vmax=darkest, square=True, linewidths=0.5, ax=ax, annot_kws={"size": 8},
                 xticklabels=[*classes, "recall"], yticklabels=[*classes, "precision"])

@@ -163,6 +163,13 @@ def test_a_drawn_matrix_has_recall_at_the_right_and_precision_at_the_foot():
     assert plot_confusion(np.zeros((3, 3), int)).texts[-1].get_text() == "0.00%"
 
 
+def test_the_darkest_colour_is_the_largest_error_or_5():
+    for errors, darkest in ((1, 5), (7, 7)):
+        matrix = np.array([[90, errors], [0, 90]])
+        assert plot_confusion(matrix).collections[0].get_clim() == (0, darkest)
+        assert plot_confusion(matrix, darkest=3).collections[0].get_clim() == (0, 3)
+
+
 @pytest.mark.parametrize(
     "probabilities,n,found",
     [
