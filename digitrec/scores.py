@@ -175,8 +175,9 @@ def plot_confusion(
     colour[:-1, :-1] = shown * (1 - np.eye(len(matrix)))
     ax = plt.subplots(figsize=(7.6, 6.4))[1] if ax is None else ax
     darkest = max(5, colour.max()) if darkest is None else darkest
-    sns.heatmap(colour, annot=_texts(matrix, shown), fmt="", cmap="Oranges", cbar=False,
-                vmin=0, vmax=darkest, square=True, linewidths=0.5, ax=ax, annot_kws={"size": 8},
+    sns.heatmap(colour, annot=_texts(matrix, shown), fmt="", cbar=False, square=True,
+                cmap=sns.light_palette("orange", as_cmap=True), vmin=0, vmax=darkest,
+                linewidths=0.5, ax=ax, annot_kws={"size": 8},
                 xticklabels=[*classes, "recall"], yticklabels=[*classes, "precision"])
     ax.tick_params(rotation=0)
     scale = f" (per {per:,} of each digit)" if per else ""

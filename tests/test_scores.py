@@ -170,6 +170,11 @@ def test_the_darkest_colour_is_the_largest_error_or_5():
         assert plot_confusion(matrix, darkest=3).collections[0].get_clim() == (0, 3)
 
 
+def test_the_numbers_of_a_confusion_matrix_are_dark_on_every_colour():
+    matrix = np.array([[90, 1, 3], [5, 90, 30], [60, 100, 2]])
+    assert {text.get_color() for text in plot_confusion(matrix).texts} == {".15"}
+
+
 @pytest.mark.parametrize(
     "probabilities,n,found",
     [
