@@ -132,27 +132,24 @@ def _lean(filters: int, size: int = 3, pool: bool = False, **settings) -> list:
     return [convolution, *pooling, norm, layers.Activation("relu")]
 
 # %% ../nbs/08_cnn.ipynb #0ca34bd6
-def _wide(first: int, second: int, third: int):
-    "Two convolutions, pooling, three convolutions, pooling, two convolutions"
-    same = {"padding": "same"}
-    return keras.Sequential([
-        *_paper(), *_lean(first), *_lean(first, pool=True),
-        *_lean(second, **same), *_lean(second, **same), *_lean(second, pool=True, **same),
-        *_lean(third), *_lean(third), _Flatten(), _Output()])
-
-
 @register
-def large_net():
-    """Build 32C3-32C3, pooling, 64C3-64C3-64C3, pooling, 128C3-128C3, with batch norm;
-    (n, 28, 28) to (n, 10)."""
-    return _wide(32, 64, 128)
+def large_net(
+    channels: int = 32,  # of the first convolutions
+):
+    """Build 32C3-32C3, pooling, 64C3-64C3-64C3, pooling, 128C3-128C3, with batch norm, or the
+    same with other channels; (n, 28, 28) to (n, 10)."""
+    c, same = channels, {"padding": "same"}
+    return keras.Sequential([
+        *_paper(), *_lean(c), *_lean(c, pool=True),
+        *_lean(2 * c, **same), *_lean(2 * c, **same), *_lean(2 * c, pool=True, **same),
+        *_lean(4 * c), *_lean(4 * c), _Flatten(), _Output()])
 
 
 @register
 def record_net():
     """Build 64C3-64C3, pooling, 128C3-128C3-128C3, pooling, 256C3-256C3, with batch norm;
     (n, 28, 28) to (n, 10)."""
-    return _wide(64, 128, 256)
+    return large_net(64)
 
 # %% ../nbs/08_cnn.ipynb #fce647ff
 @register

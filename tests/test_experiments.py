@@ -31,7 +31,8 @@ def test_every_row_is_a_run_that_the_script_lists():
 @pytest.mark.parametrize("group, name", sorted(set(zip(LOG.group, LOG.name, strict=True))))
 def test_a_row_has_the_parameters_of_its_net(group, name):
     rows, one = LOG[(LOG.group == group) & (LOG.name == name)], LISTED[group, name]
-    recipes = 5 * [RECIPES[voter] for voter in one.voters] or [one.recipe]
+    recipes = [experiments.RECIPE_OF[voter] for voter in one.voters
+               for _ in range(experiments.SEEDS[voter])] or [one.recipe]
     nets = [registered(recipe.net)() for recipe in recipes]
     assert set(rows.parameters) == {sum(net.count_params() for net in nets)}
 
@@ -49,7 +50,7 @@ def test_a_run_is_described_and_takes_the_place_of_the_same_run(tmp_path, monkey
     assert row["curve"] == str(row["errors"]) and 0 <= row["errors_tta"] <= 100
 
 
-def test_a_vote_averages_five_nets_of_each_recipe(tmp_path, monkeypatch):
+def test_a_vote_averages_all_nets_of_each_recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("DIGITREC_RUNS", str(tmp_path))
     train, test = load("digits")
     one = experiments.Experiment("vote", "dash", RECIPES["dash"], voters=("dash",))

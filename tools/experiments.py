@@ -10,7 +10,7 @@ are interleaved: first all recipes with seed 0, then all with seed 1, so that ot
 machine meets them alike. "race" has what chapter 14 compares with them: two recipes as they were
 until 22 November 2026. (Until then, the non-digits were blank paper, noise, mixed quarters, and
 pairs of digits squeezed to half their width. So these rows can be rerun in digits and settings, and
-not in non-digits.) "vote" averages five nets of each of its recipes.
+not in non-digits.) "vote" averages all nets of each of its recipes.
 """
 import argparse
 import os
@@ -32,6 +32,7 @@ from digitrec.sources import load
 choose_backend(verbose=False)
 import keras
 
+from digitrec.cnn import large_net
 from digitrec.nets import predict_model
 from digitrec.scores import accuracy, nll, predict_with_tta
 from digitrec.training import Net
@@ -50,7 +51,7 @@ class Experiment:
     seeds: int = 3
     kept: str = "no"
     callbacks: tuple = ()
-    voters: tuple = ()  # recipes, for a vote of five nets of each
+    voters: tuple = ()  # recipes, for a vote of all nets of each
 
 
 # Chapter 08, "Why this net?": the classic net with one part changed, on 10,000 digits
@@ -129,6 +130,9 @@ LOG = [
     replace(ours("large", "large", kept="yes", **IN_BFLOAT16), seeds=5),
     ours("large, digits alone", "large", **PLAIN),
     ours("large, digits alone, 30 epochs", "large", **{**PLAIN, "epochs": 30}),
+    ours("large, digits alone, light warps", "large", **{**PLAIN, "augmentation": LIGHT}),
+    ours("large, digits alone, elastic 1", "large",
+         **{**PLAIN, "augmentation": replace(HEAVY, elastic=1)}),
     ours("record", "record", kept="yes", **IN_BFLOAT16),
 ]
 
@@ -149,27 +153,38 @@ TEST += [Experiment("test", KEPT.name, KEPT, 2),
          Experiment("test", "cv-2020", THIRTY, 3, "yes")]
 TEST += [Experiment("test", name, replace(RECIPES[name], **IN_BFLOAT16), 5, "yes")
          for name in ("large", "record")]
+
+
+@register
+def wider_net():
+    "The net of `record` with one and a half times the channels"
+    return large_net(96)
+
+
+WIDER = replace(RECIPES["record"], name="wider", net="wider_net", epochs=10, **IN_BFLOAT16)
+TEST += [Experiment("test", "wider", WIDER, 4)]
+RECIPE_OF = {experiment.name: experiment.recipe for experiment in TEST}
+SEEDS = {experiment.name: experiment.seeds for experiment in TEST}
 RACE = [Experiment("race", name, replace(RECIPES[name], outlier_exposure=0.04, augmentation=warps),
                    3, "yes") for name, warps in {"tiny": LIGHT, "small": HEAVY}.items()]
 
 # Votes of nets trained on all digits
 
-VOTE = [Experiment("vote", " and ".join(names), replace(RECIPES[names[0]], **IN_BFLOAT16), 1,
-                   voters=names)
-        for names in (("large",), ("record",), ("large", "record"))]
+VOTE = [Experiment("vote", " and ".join(names), RECIPE_OF[names[0]], 1, voters=names)
+        for names in (("large",), ("record",), ("wider",), ("large", "record"),
+                      ("large", "record", "wider"))]
 
 FINAL = ("test", "race", "vote")  # groups that train on all digits
 ALL = [*TEST, *RACE, *VOTE, *CLASSIC, *LOG]
 
 
 def untrained(experiment: Experiment, seed: int, folder) -> list[Net]:
-    "The nets of a run: one, or five of each recipe that votes"
-    recipes, seeds = [experiment.recipe], [seed]
+    "The nets of a run: one, or all of each recipe that votes"
+    runs = [(experiment.recipe, seed)]
     if experiment.voters:
-        recipes = [replace(RECIPES[name], **IN_BFLOAT16) for name in experiment.voters]
-        seeds = range(5)
+        runs = [(RECIPE_OF[name], i) for name in experiment.voters for i in range(SEEDS[name])]
     return [Net(replace(recipe, tta=0), i, folder, verbose=False, callbacks=experiment.callbacks)
-            for recipe in recipes for i in seeds]  # without TTA: curves count errors with one copy
+            for recipe, i in runs]  # without TTA: curves count errors with one copy
 
 
 def score(nets: list[Net], digits, with_tta: bool) -> dict:
