@@ -1,16 +1,17 @@
-"""Train what chapters 08 and 14 compare, and write a row a run to nbs/experiments.csv.
+"""Train what chapters 08, 09 and 14 compare, and write a row a run to nbs/experiments.csv.
 
     python tools/experiments.py                # every run that the file lacks
-    python tools/experiments.py classic        # those of a group: classic, log, test, race or vote
+    python tools/experiments.py classic        # those of a group
     python tools/experiments.py classic --name "no dropout" --again   # these once more
 
-"classic" and "log" choose: they train on MNIST's training digits without a sixth of the writers,
-whose digits score. "test" trains on all 60,000 and is scored on the 10,000 test digits. Its runs
-are interleaved: first all recipes with seed 0, then all with seed 1, so that other work on the
-machine meets them alike. "race" has what chapter 14 compares with them: two recipes as they were
-until 22 November 2026. (Until then, the non-digits were blank paper, noise, mixed quarters, and
-pairs of digits squeezed to half their width. So these rows can be rerun in digits and settings, and
-not in non-digits.) "vote" averages all nets of each of its recipes.
+The groups "classic" and "log" choose: they train on MNIST's training digits without a sixth of the
+writers, whose digits score. "test" trains on all 60,000 and is scored on the 10,000 test digits.
+Its runs are interleaved: first all recipes with seed 0, then all with seed 1, so that other work on
+the machine meets them alike. "race" has what chapter 14 compares with them: two recipes as they
+were until 22 November 2026. (Until then, the non-digits were blank paper, noise, mixed quarters,
+and pairs of digits squeezed to half their width. So these rows can be rerun in digits and settings,
+and not in non-digits.) "vote" averages all nets of each of its recipes. "folds" trains on four
+fifths of the Kaggle-format table, and scores the digits of the last fifth; its seed is the fold.
 """
 import argparse
 import os
@@ -33,6 +34,7 @@ choose_backend(verbose=False)
 import keras
 
 from digitrec.cnn import large_net
+from digitrec.ensemble import splits
 from digitrec.nets import predict_model
 from digitrec.scores import accuracy, nll, predict_with_tta
 from digitrec.training import Net
@@ -146,7 +148,7 @@ KEPT = replace(RECIPES["standardised-2017-as-written"], name="standardised-2017,
 RATES = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 if epoch == 0 else 0.001)
 THIRTY = replace(RECIPES["cv-2020"], epochs=30)  # as in Chris Deotte's study of this net
 TEST = [Experiment("test", name, RECIPES[name], seeds, "yes") for name, seeds in {
-    "dash": 5, "tiny": 5, "sprint": 5, "small": 5, "first-2020": 3,
+    "dash": 10, "tiny": 5, "sprint": 5, "small": 5, "first-2020": 3,
     "standardised-2017-as-written": 3, "standardised-2017": 3, "classic-2018": 3}.items()]
 TEST += [Experiment("test", KEPT.name, KEPT, 2),
          Experiment("test", LONGER.name, LONGER, 1, callbacks=(RATES,)),
@@ -174,8 +176,10 @@ VOTE = [Experiment("vote", " and ".join(names), RECIPE_OF[names[0]], 1, voters=n
         for names in (("large",), ("record",), ("wider",), ("large", "record"),
                       ("large", "record", "wider"))]
 
+FOLDS = [Experiment("folds", "record", RECIPE_OF["record"], 5, "yes")]
+
 FINAL = ("test", "race", "vote")  # groups that train on all digits
-ALL = [*TEST, *RACE, *VOTE, *CLASSIC, *LOG]
+ALL = [*TEST, *RACE, *VOTE, *FOLDS, *CLASSIC, *LOG]
 
 
 def untrained(experiment: Experiment, seed: int, folder) -> list[Net]:
@@ -258,21 +262,29 @@ def runs(groups, name, again):
             yield experiment, seed
 
 
+def fold(i: int):
+    "The digits of a fold of the Kaggle-format table: to train on, and to be scored on"
+    table, _ = load("kaggle")
+    rows, held = splits(table, 5)[i]
+    return table[rows], table[held]
+
+
 def main():
+    known = sorted({experiment.group for experiment in ALL})
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("groups", nargs="*", default=["classic", "log", "test", "race", "vote"])
+    parser.add_argument("groups", nargs="*", default=known, help=", ".join(known))
     parser.add_argument("--name", help="only the experiment of this name")
     parser.add_argument("--again", action="store_true", help="run also what the file has")
     options = parser.parse_args()
-    known = {experiment.group for experiment in ALL}
-    if not set(options.groups) <= known:
-        parser.error(f"groups {options.groups}; expected some of {sorted(known)}")
+    if not set(options.groups) <= set(known):
+        parser.error(f"groups {options.groups}; expected some of {known}")
     train, test = load("mnist")
     rest, held = split(train, 1 / 6)
     few = rest[np.random.default_rng(0).permutation(len(rest))[:10_000]]
     digits = {"log": (rest, held), "classic": (few, held)} | dict.fromkeys(FINAL, (train, test))
     for experiment, seed in runs(options.groups, options.name, options.again):
-        row = run(experiment, seed, *digits[experiment.group], options.again)
+        pair = fold(seed) if experiment.group == "folds" else digits[experiment.group]
+        row = run(experiment, seed, *pair, options.again)
         add(row)
         print({key: row[key] for key in ("name", "seed", "errors", "errors_tta", "seconds")},
               flush=True)
