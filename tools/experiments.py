@@ -116,6 +116,25 @@ def ours(name, recipe, kept="no", **settings):
     return Experiment("log", name, replace(RECIPES[recipe], name=name, **settings), kept=kept)
 
 
+def unpooled(filters, size):
+    "The layers of M5 and M7 of An et al., 2020 (arXiv:2008.10400): nothing is padded or pooled"
+    yield from (keras.Input((28, 28)), layers.Rescaling(1 / 255), layers.Reshape((28, 28, 1)))
+    for n in filters:
+        yield layers.Conv2D(n, size, use_bias=False)
+        yield from (layers.BatchNormalization(momentum=0.9), layers.Activation("relu"))
+    yield from (layers.Flatten(), layers.Dense(10, activation="softmax"))
+
+
+@register
+def m5_net():
+    return keras.Sequential(list(unpooled((32, 64, 96, 128, 160), 5)))
+
+
+@register
+def m7_net():
+    return keras.Sequential(list(unpooled((48, 96, 144, 192), 7)))
+
+
 LIGHT, HEAVY = RECIPES["dash"].augmentation, RECIPES["sprint"].augmentation
 IN_BFLOAT16 = {"precision": "bfloat16"}
 PLAIN = {**IN_BFLOAT16, "augmentation": HEAVY, "outlier_exposure": 0}
@@ -136,6 +155,8 @@ LOG = [
     ours("large, digits alone, elastic 1", "large",
          **{**PLAIN, "augmentation": replace(HEAVY, elastic=1)}),
     ours("record", "record", kept="yes", **IN_BFLOAT16),
+    replace(ours("record, 5 × 5 without pooling", "record", net="m5_net", **IN_BFLOAT16), seeds=1),
+    replace(ours("record, 7 × 7 without pooling", "record", net="m7_net", **IN_BFLOAT16), seeds=1),
 ]
 
 
