@@ -362,7 +362,7 @@ def plot_folds(
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.4))
     _plot_column(axes[0], [history["val_loss"] for history in histories], "loss (nats)")
     _plot_column(axes[1], [history["val_accuracy"] for history in histories], "accuracy", 1)
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="lower right")
     figure.suptitle(title or f"{ensemble.recipe.name}: the held-out digits of each fold")
     figure.tight_layout()
     return figure
@@ -370,10 +370,11 @@ def plot_folds(
 # %% ../nbs/09_ensemble.ipynb #4f19fc61
 def selection_bias(
     ensemble: Ensemble,  # fitted, of folds, by a recipe of fixed epochs
-) -> pd.DataFrame:       # a row a fold, and their mean: accuracies, and their difference
+) -> pd.DataFrame:       # a row a fold, and their mean
     """Compute what choosing each fold's best epoch by the fold itself would add to its accuracy.
 
-    Raises `ValueError` for members without validation digits."""
+    The columns are "last epoch", "best epoch" (accuracies, 0 to 1) and "selection bias" (their
+    difference). Raises `ValueError` for members without validation digits."""
     curves = [history["val_accuracy"] for history in _watched_histories(ensemble)]
     ends = {"last epoch": [curve.iloc[-1] for curve in curves],
             "best epoch": [curve.max() for curve in curves]}
