@@ -136,7 +136,7 @@ def robustness(
     return pd.DataFrame(rows, columns=["distortion", "strength", "recogniser", "accuracy"])
 
 # %% ../nbs/11b_robustness.ipynb #57447701
-_COLOURS = [PALETTE[0], PALETTE[6], PALETTE[3], PALETTE[8], PALETTE[4]]
+_COLOURS = [PALETTE[i] for i in (0, 6, 8, 5, 1)]
 
 
 def _draw_kind(ax, table: pd.DataFrame, kind: str, names):
