@@ -403,9 +403,14 @@ def pack(
     folder: str | Path,  # to write to
     **about,             # more for the card
 ) -> Pretrained:
-    "Write nets and their card, each whole. Raises `ValueError`, and what `to_onnx` raises."
+    """Write nets and their card, each whole.
+
+    Raises `ValueError` for another threshold, for nets of several recipes and for none, and what
+    `to_onnx` raises."""
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold = {threshold!r}; expected a number from 0 to 1")
+    if len(recipes := {net.recipe for net in nets}) != 1:
+        raise ValueError(f"pack: nets of {len(recipes)} recipes; expected nets of one")
     path = to_onnx([net.model_ for net in nets], Path(folder) / f"{name}.onnx")
     write_card(path, {
         "name": name, "recipe": nets[0].about_["recipe"], "seeds": [net.seed for net in nets],
@@ -414,13 +419,18 @@ def pack(
         "seconds to train": round(sum(net.seconds_ for net in nets), 1), **about})
     return Pretrained(path)
 
-
+# %% ../nbs/12_export.ipynb #c0f29f20
 def write_card(
     path: str | Path,  # of an ONNX file
     card: dict,        # what to say of it
 ):
-    "Write the card of an ONNX file beside it, with the file's size and SHA-256."
-    data = Path(path).read_bytes()
+    """Write the card of an ONNX file beside it, with the file's size and SHA-256.
+
+    Raises `DataError` if the file cannot be read or the card not be written."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(path, error.strerror or str(error), "an ONNX file") from error
     facts = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     write_json(Path(path).with_suffix(".json"), {**card, **facts})
 

@@ -32,6 +32,7 @@ from digitrec.export import (
     pack,
     to_onnx,
     to_saved_model,
+    write_card,
 )
 from digitrec.pictures import mnist_form
 from digitrec.recipe import RECIPES, registered
@@ -666,6 +667,21 @@ def test_what_is_packed_predicts_as_the_net_did(tmp_path, name, settings):
     assert packed.predict_proba(images) == pytest.approx(net.predict_proba(images), abs=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "mine.onnx"]
     assert {path: path.read_bytes() for path in SHIPPED.iterdir()} == before
+
+
+@to_write
+def test_nets_of_two_recipes_are_not_packed(tmp_path):
+    for n in (0, 2):
+        nets = [Net(RECIPES[name], verbose=False) for name in ("tiny", "small")[:n]]
+        message = error_message(pack, "nets", nets, 0.5, tmp_path)
+        assert f"nets of {n} recipes; expected nets of one" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_needs_its_file(tmp_path):
+    with pytest.raises(DataError, match=r"nothing.onnx.*expected an ONNX file"):
+        write_card(tmp_path / "nothing.onnx", {})
+    assert not list(tmp_path.iterdir())
 
 
 # SavedModel
