@@ -299,18 +299,23 @@ class Plan:
     recipe: str   # one of `recipes`, or "svm"
     members: int  # nets; 1 for the SVM
     seed: int
+    precision: str | None = None  # of the arithmetic in training; None: the recipe's
 
     def __str__(self):
         if self.recipe == "svm":
             return "the SVM"
         nets = "1 net" if self.members == 1 else f"{self.members} nets"
-        return f"{nets} by the recipe {self.recipe}"
+        computed = f", in {self.precision}" if self.precision else ""
+        return f"{nets} by the recipe {self.recipe}{computed}"
 
     def build(self, folder: Path):
         "The recogniser, not fitted; nets write their runs to a folder."
         from digitrec.models import build
 
-        return build(self.recipe, self.members, self.seed, folder, verbose=False)
+        recogniser = build(self.recipe, self.members, self.seed, folder, verbose=False)
+        if self.precision:
+            recogniser.set_params(recipe__precision=self.precision)
+        return recogniser
 
 # %% ../nbs/13_cli.ipynb #714f592a
 def make_plan(
@@ -318,12 +323,13 @@ def make_plan(
     members: int | None,   # None: 5 nets
     seed: int,
     n_digits: int,         # to train on
+    precision: str | None = None,
 ) -> Plan:
     "Fill in what the user left open."
     from digitrec.models import default_recipe
 
     recipe = recipe or default_recipe(n_digits)
-    return Plan(recipe, members or (1 if recipe == "svm" else 5), seed)
+    return Plan(recipe, members or (1 if recipe == "svm" else 5), seed, precision)
 
 # %% ../nbs/13_cli.ipynb #61aa38d7
 @dataclass(frozen=True)
@@ -515,7 +521,8 @@ def _scores(plan: Plan, train: Digits, result: Result) -> dict:
     from digitrec.scores import score
 
     return {"digitrec": __version__, "recipe": plan.recipe, "members": plan.members,
-            "seed": plan.seed, "trained_on": train.name, "n_trained": len(train),
+            "seed": plan.seed, "precision": plan.precision,
+            "trained_on": train.name, "n_trained": len(train),
             "scored_on": result.scored.name, "scored_by": result.scored_by,
             **score(result.scored.labels, result.probabilities)}
 
@@ -728,10 +735,24 @@ _MEMBERS = typer.Option(min=1, max=1000, metavar="N", show_default=False,
                         help="How many nets vote; 1 for a single net. Default: 5.")
 _FOLDER = typer.Option("--out", metavar="FOLDER", help="The folder to write to.")
 _SEED = typer.Option(min=0, max=2**31 - 1, metavar="N", help="The seed of all that is random.")
+_PRECISION = typer.Option(
+    metavar="NAME", show_default=False,
+    help="float32, or bfloat16 where the processor multiplies it faster. Default: the recipe's.")
 _CLUSTER = typer.Option(metavar="ADDRESS", show_default=False,
                         help="Train the nets on the workers of the Dask scheduler at this address.")
 
-# %% ../nbs/13_cli.ipynb #0bf3a241
+# %% ../nbs/13_cli.ipynb #eefd7e0b
+def _check_precision(recipe: str | None, precision: str | None):
+    "A usage error for an unknown precision, and for one of the SVM"
+    from digitrec.recipe import PRECISIONS
+
+    if precision not in (None, *PRECISIONS):
+        found = f"{precision!r} is none of {', '.join(PRECISIONS)}"
+        raise typer.BadParameter(found, param_hint="'--precision'")
+    if precision and recipe == "svm":
+        raise typer.BadParameter("the SVM has none", param_hint="'--precision'")
+
+
 def _check_members(recipe: str | None, members: int | None, cluster: str | None):
     "A usage error, where several members or workers are asked of what is one recogniser"
     if recipe == "svm" and members not in (None, 1):
@@ -740,14 +761,15 @@ def _check_members(recipe: str | None, members: int | None, cluster: str | None)
         found = "one recogniser is trained on one machine"
         raise typer.BadParameter(f"{found}; expected 2 or more --members", param_hint="'--cluster'")
 
-
+# %% ../nbs/13_cli.ipynb #0bf3a241
 @contextmanager
 def _runs_in(folder: Path, plan: Plan, digits: Digits):
     "Yield the folder of a plan's runs; remove it at the end, or say what a stop left in it."
     import joblib
 
     checksum = joblib.hash((digits.images, digits.labels))[:8]
-    name = f"{plan.recipe}-{plan.members}-seed{plan.seed}-{checksum}"
+    recipe = f"{plan.recipe}-{plan.precision}" if plan.precision else plan.recipe
+    name = f"{recipe}-{plan.members}-seed{plan.seed}-{checksum}"
     runs = folder / ".training" / name
     if runs.exists() and any(runs.iterdir()):
         _say(f"resume what a stopped run left in {runs}")
@@ -769,6 +791,7 @@ def run(
     members: Annotated[int | None, _MEMBERS] = None,
     folder: Annotated[Path, _FOLDER] = Path("digitrec-run"),
     seed: Annotated[int, _SEED] = 0,
+    precision: Annotated[str | None, _PRECISION] = None,
     cluster: Annotated[str | None, _CLUSTER] = None,
 ):
     """Train a recogniser, score it on digits it was not trained on, and write a submission.
@@ -784,13 +807,14 @@ def run(
     digitrec run --cluster tcp://10.0.0.5:8786  on the workers of a Dask scheduler
     """
     _check_members(recipe, members, cluster)
+    _check_precision(recipe, precision)
     if cluster:
         folder = folder.absolute()  # a worker starts in a folder of its own
     start = time.perf_counter()
     with one_sentence():
         with redirect_stdout(sys.stderr):
             train, test = load(data)
-        plan = make_plan(recipe, members, seed, len(train))
+        plan = make_plan(recipe, members, seed, len(train), precision)
         _check_out(folder)
         _say(f"{plan}, to be written to {folder}")
         _say_replaced(folder)

@@ -264,6 +264,8 @@ def test_a_folder_that_cannot_be_read_does_not_stop_the_others(tmp_path, monkeyp
         (["run", "--recipe", "oracle"], 2, "'oracle' is none of svm, mlp"),
         (["run", "--recipe", "svm", "--members", "2"], 2, "--members"),
         (["run", "--members", "0"], 2, "--members"),
+        (["run", "--precision", "float16"], 2, "'float16' is none of float32, bfloat16"),
+        (["run", "--recipe", "svm", "--precision", "bfloat16"], 2, "the SVM has none"),
         (["run", "--seed", "x"], 2, "--seed"),
         (["predict", "--model", "nowhere", "x.png"], 1, "expected single, vote, small, tiny"),
         (["predict", "--model", "taken", "x.png"], 1, "no whole recogniser"),
@@ -618,10 +620,20 @@ def test_an_ensemble_is_scored_out_of_fold_and_trained_once(unlabelled, tmp_path
 @pytest.mark.parametrize("recipe, members, n_digits, expected", [
     (None, None, 898, Plan("few", 5, 0)), (None, None, 42_000, Plan("small", 5, 0)),
     (None, 3, 42_000, Plan("small", 3, 0)), ("svm", None, 898, Plan("svm", 1, 0)),
-    ("tiny", None, 898, Plan("tiny", 5, 0))])
+    ("tiny", None, 898, Plan("tiny", 5, 0, None))])
 def test_without_options_five_nets_are_trained(recipe, members, n_digits, expected):
     "Chapter 13 runs the first in earnest."
     assert make_plan(recipe, members, 0, n_digits) == expected
+
+
+@nets
+def test_a_net_is_trained_in_the_precision_asked_for(labelled, tmp_path):
+    args = ["run", "--data", labelled, "--recipe", "dash", "--members", "1"]
+    printed, _ = digitrec(*args, "--precision", "bfloat16", cwd=tmp_path)
+    assert printed.splitlines()[0].endswith("1 net by the recipe dash, in bfloat16")
+    scores = json.loads((tmp_path / "digitrec-run/scores.json").read_text())
+    about = json.loads((tmp_path / "digitrec-run/recogniser/net.json").read_text())
+    assert scores["precision"] == about["recipe"]["precision"] == "bfloat16"
 
 
 @pytest.fixture(scope="module")
