@@ -521,8 +521,7 @@ def _scores(plan: Plan, train: Digits, result: Result) -> dict:
     from digitrec.scores import score
 
     return {"digitrec": __version__, "recipe": plan.recipe, "members": plan.members,
-            "seed": plan.seed, "precision": plan.precision,
-            "trained_on": train.name, "n_trained": len(train),
+            "seed": plan.seed, "trained_on": train.name, "n_trained": len(train),
             "scored_on": result.scored.name, "scored_by": result.scored_by,
             **score(result.scored.labels, result.probabilities)}
 
@@ -710,14 +709,23 @@ def _on_cluster(address: str | None, folder: Path):
             yield
 
 # %% ../nbs/13_cli.ipynb #62ba1d96
-def _check_recipe(name: str | None) -> str | None:
-    "The name of a recipe, or a usage error"
-    from digitrec.recipe import RECIPES
-
-    names = ("svm", *RECIPES)
+def _check_name(name: str | None, names) -> str | None:
+    "One of the names, or a usage error"
     if name is not None and name not in names:
         raise typer.BadParameter(f"{name!r} is none of {', '.join(names)}")
     return name
+
+
+def _check_recipe(name: str | None) -> str | None:
+    from digitrec.recipe import RECIPES
+
+    return _check_name(name, ("svm", *RECIPES))
+
+
+def _check_precision(name: str | None) -> str | None:
+    from digitrec.recipe import PRECISIONS
+
+    return _check_name(name, PRECISIONS)
 
 
 def _complete_recipe(start: str) -> list[str]:
@@ -736,25 +744,18 @@ _MEMBERS = typer.Option(min=1, max=1000, metavar="N", show_default=False,
 _FOLDER = typer.Option("--out", metavar="FOLDER", help="The folder to write to.")
 _SEED = typer.Option(min=0, max=2**31 - 1, metavar="N", help="The seed of all that is random.")
 _PRECISION = typer.Option(
-    metavar="NAME", show_default=False,
+    callback=_check_precision, metavar="NAME", show_default=False,
     help="float32, or bfloat16 where the processor multiplies it faster. Default: the recipe's.")
 _CLUSTER = typer.Option(metavar="ADDRESS", show_default=False,
                         help="Train the nets on the workers of the Dask scheduler at this address.")
 
 # %% ../nbs/13_cli.ipynb #eefd7e0b
-def _check_precision(recipe: str | None, precision: str | None):
-    "A usage error for an unknown precision, and for one of the SVM"
-    from digitrec.recipe import PRECISIONS
-
-    if precision not in (None, *PRECISIONS):
-        found = f"{precision!r} is none of {', '.join(PRECISIONS)}"
-        raise typer.BadParameter(found, param_hint="'--precision'")
-    if precision and recipe == "svm":
+def _check_options(
+    recipe: str | None, members: int | None, precision: str | None, cluster: str | None,
+):
+    "A usage error, where options do not go together"
+    if recipe == "svm" and precision:
         raise typer.BadParameter("the SVM has none", param_hint="'--precision'")
-
-
-def _check_members(recipe: str | None, members: int | None, cluster: str | None):
-    "A usage error, where several members or workers are asked of what is one recogniser"
     if recipe == "svm" and members not in (None, 1):
         raise typer.BadParameter("the SVM is one recogniser: 1", param_hint="'--members'")
     if cluster and (recipe == "svm" or members == 1):
@@ -806,8 +807,7 @@ def run(
     digitrec run --recipe record --members 1  one net by the record recipe
     digitrec run --cluster tcp://10.0.0.5:8786  on the workers of a Dask scheduler
     """
-    _check_members(recipe, members, cluster)
-    _check_precision(recipe, precision)
+    _check_options(recipe, members, precision, cluster)
     if cluster:
         folder = folder.absolute()  # a worker starts in a folder of its own
     start = time.perf_counter()

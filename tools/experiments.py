@@ -33,7 +33,7 @@ from digitrec.sources import load
 choose_backend(verbose=False)
 import keras
 
-from digitrec.cnn import large_net
+from digitrec import cnn
 from digitrec.ensemble import splits
 from digitrec.nets import predict_model
 from digitrec.scores import accuracy, nll, predict_with_tta
@@ -117,22 +117,20 @@ def ours(name, recipe, kept="no", **settings):
 
 
 def unpooled(filters, size):
-    "The layers of M5 and M7 of An et al., 2020 (arXiv:2008.10400): nothing is padded or pooled"
-    yield from (keras.Input((28, 28)), layers.Rescaling(1 / 255), layers.Reshape((28, 28, 1)))
-    for n in filters:
-        yield layers.Conv2D(n, size, use_bias=False)
-        yield from (layers.BatchNormalization(momentum=0.9), layers.Activation("relu"))
-    yield from (layers.Flatten(), layers.Dense(10, activation="softmax"))
+    "Build a net like M5 and M7 of An et al., 2020 (arXiv:2008.10400), without padding and pooling."
+    convolutions = [layer for n in filters for layer in cnn._lean(n, size)]
+    return keras.Sequential(
+        [*cnn._input_layers(), *convolutions, cnn._Flatten(), cnn._Output()])
 
 
 @register
 def m5_net():
-    return keras.Sequential(list(unpooled((32, 64, 96, 128, 160), 5)))
+    return unpooled((32, 64, 96, 128, 160), 5)
 
 
 @register
 def m7_net():
-    return keras.Sequential(list(unpooled((48, 96, 144, 192), 7)))
+    return unpooled((48, 96, 144, 192), 7)
 
 
 LIGHT, HEAVY = RECIPES["dash"].augmentation, RECIPES["sprint"].augmentation
@@ -181,7 +179,7 @@ TEST += [Experiment("test", name, replace(RECIPES[name], **IN_BFLOAT16), 5, "yes
 @register
 def wider_net():
     "The net of `record` with one and a half times the channels"
-    return large_net(96)
+    return cnn.large_net(96)
 
 
 WIDER = replace(RECIPES["record"], name="wider", net="wider_net", epochs=10, **IN_BFLOAT16)
