@@ -59,7 +59,8 @@ def main(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True,
                                           help="Print the version.")] = False,
 ):
-    pass
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # ± and a file's name, in any encoding
 
 # %% ../nbs/13_cli.ipynb #5cfda78f
 def _printable(text) -> str:
@@ -101,6 +102,8 @@ def _read_stdin() -> Digits:
     "Read digits from standard input. Raises `DataError`."
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdin"
+        if sys.stdin is None:
+            raise DataError("standard input", "a closed input", "a picture or a table")
         with open(path, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         try:
@@ -229,7 +232,8 @@ _STRICT = typer.Option("--strict", help="End with exit code 3 if a digit is reje
 def _is_table(out: Path, table: Path) -> bool:
     "Whether the submission's file is the table's"
     try:
-        status = os.fstat(sys.stdin.fileno()) if str(table) == "-" else os.stat(table)
+        from_stdin = str(table) == "-" and sys.stdin is not None
+        status = os.fstat(sys.stdin.fileno()) if from_stdin else os.stat(table)
         return os.path.samestat(status, os.stat(out))
     except (OSError, ValueError):  # one of them is not there
         return False

@@ -10,6 +10,7 @@ __all__ = ['Digits', 'split', 'folds', 'write_submission', 'DataError', 'check_i
 import gzip
 import json
 import lzma
+import numbers
 import os
 import uuid
 import zipfile
@@ -79,6 +80,11 @@ def _selected(digits, rows) -> "Digits":
     return Digits(digits.images[rows], labels, digits.name, writers)
 
 # %% ../nbs/00_data.ipynb #eb859209
+def _check_seed(seed):
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+
+
 def _check_classes(digits: Digits, k: int, purpose: str):
     "Raise `DataError` for digits without labels, or with fewer than `k` of a class, or `k` writers"
     if digits.labels is None:
@@ -97,16 +103,17 @@ def _check_classes(digits: Digits, k: int, purpose: str):
 def split(
     digits: Digits,          # labelled digits
     fraction: float = 0.2,   # how much to hold out, above 0 and below 1; of the writers, if known
-    seed: int = 0,           # of the shuffling
+    seed: int = 0,           # of the shuffling, from 0
 ) -> tuple[Digits, Digits]:  # (training digits, held-out digits)
     """Hold out a fraction of the digits, stratified by class; or of the writers, if they are known.
 
-    With writers, nobody is on both sides. Raises `ValueError` for an impossible fraction, and
-    `DataError` without labels, and where a class or the writers are too few."""
+    With writers, nobody is on both sides. Raises `ValueError` for an impossible fraction or seed,
+    and `DataError` without labels, and where a class or the writers are too few."""
     from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")
+    if not isinstance(fraction, numbers.Real) or not 0 < fraction < 1:
+        raise ValueError(f"fraction must be above 0 and below 1, got {fraction!r}")
+    _check_seed(seed)
     _check_classes(digits, 2, "split")
     splitter = StratifiedShuffleSplit if digits.writers is None else GroupShuffleSplit
     splitter = splitter(1, test_size=fraction, random_state=seed)
@@ -121,16 +128,17 @@ def split(
 def folds(
     digits: Digits,  # labelled digits
     k: int = 5,      # how many folds, 2 or more
-    seed: int = 0,   # of the shuffling
+    seed: int = 0,   # of the shuffling, from 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # k pairs of indices (training, held out), int64
     """Split digits into `k` folds, stratified by class. If writers are known, each is on one side.
 
     With writers, classes are as equal as whole writers allow. Raises `ValueError` for an impossible
-    k, and `DataError` without labels, and where a class or the writers are fewer than k."""
+    k or seed, and `DataError` without labels, and where a class or the writers are fewer than k."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     if not isinstance(k, (int, np.integer)) or k < 2:
         raise ValueError(f"k must be a whole number, 2 or more, got {k!r}")
+    _check_seed(seed)
     _check_classes(digits, k, f"make {k} folds")
     splitter = StratifiedKFold if digits.writers is None else StratifiedGroupKFold
     splitter = splitter(k, shuffle=True, random_state=seed)

@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -102,15 +102,15 @@ def _entry(net: Pretrained) -> dict:
 def _load_nets(folder: Path) -> list:
     "The nets in a folder that `save` or `digitrec run` wrote. Raises `DataError`."
     for place in (folder, folder / "recogniser"):
-        if (place / "ensemble.json").is_file():
+        if os.path.isfile(place / "ensemble.json"):
             from digitrec.ensemble import Ensemble
 
             return Ensemble.load(place).members_
-        if (place / "net.json").is_file():
+        if os.path.isfile(place / "net.json"):
             from digitrec.training import Net
 
             return [Net.load(place)]
-    files_of_svm = (place.is_file() for place in (folder, folder / "recogniser"))
+    files_of_svm = map(os.path.isfile, (folder, folder / "recogniser"))
     found = "another recogniser" if any(files_of_svm) else "no net"
     raise DataError(folder, found, f"one of {', '.join(PRETRAINED)}, or the folder of a net's run")
 
@@ -126,12 +126,12 @@ def page(
     Raises `DataError` if there is no such net or its files are damaged, `ValueError` for a net with
     a layer that the page cannot express, and `ImportError` if a run needs the package onnx."""
     with tempfile.TemporaryDirectory() as spare:
-        if model in PRETRAINED and not os.path.exists(model):
-            net = load_pretrained(model)
+        if str(model) in PRETRAINED and not os.path.exists(model):
+            net = load_pretrained(str(model))
         else:
-            folder = Path(model)
-            net = pack(folder.resolve().name, _load_nets(folder), 0.0, spare)
-        others = [load_pretrained(name) for name in CHOICES if name != model]
+            nets = _load_nets(Path(model))
+            net = pack(Path(model).resolve().name, nets, 0.0, spare)
+        others = [load_pretrained(name) for name in CHOICES if name != str(model)]
         return _assemble([_entry(each) for each in (net, *others)])
 
 # %% ../nbs/12b_draw.ipynb #98b34db1
@@ -167,7 +167,8 @@ class _OnePage(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(self.server.content)))
         self.end_headers()
-        self.wfile.write(self.server.content)
+        with suppress(ConnectionError):  # the reader left
+            self.wfile.write(self.server.content)
 
     def log_message(self, *args):
         "Say nothing."

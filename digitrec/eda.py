@@ -248,8 +248,9 @@ def plot_variance(
     for share in marks:
         count = n_components_for(pca, share)
         ax.plot([0, count, count], [share, share, 0], color="grey", linewidth=0.8, linestyle=":")
-        offset = {"xytext": (6, -10), "textcoords": "offset points"}
-        ax.annotate(f"{count} hold {share:.0%}", (count, share), **offset)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the dotted lines
+        ax.annotate(f"{count} hold {share:.0%}", (count, share), xytext=(6, -10),
+                    textcoords="offset points", bbox=box)
     ax.set(xlabel="number of principal components", ylabel="share of the variance")
     ax.set(xlim=(0, len(held) - 1), ylim=(0, 1.02))
     ax.yaxis.set_major_formatter("{x:.0%}")
@@ -352,7 +353,8 @@ def tsne(
     `DataError` for points that are not finite."""
     n = len(points)
     if not 0 < perplexity < n:
-        raise ValueError(f"perplexity = {perplexity} for {n} points; expected one below {n}")
+        raise ValueError(f"perplexity = {perplexity} for {n} points; expected a number above 0 "
+                         f"and below {n}")
     if not np.isfinite(points).all():
         raise DataError("points", "numbers that are not finite", "finite numbers")
     estimator = fastest_estimator("manifold.TSNE")

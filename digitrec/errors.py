@@ -46,11 +46,16 @@ def misclassified(
     return table.sort_values("confidence", ascending=False, kind="stable")
 
 # %% ../nbs/10_errors.ipynb #d3b7a07a
+def _rows(values) -> int:
+    "How many rows there are, if there are any"
+    return len(values) if np.iterable(values) else 1
+
+
 def top_three(
     probabilities: np.ndarray,  # floats (n, 10), rows summing to 1
 ) -> list[str]:                 # n texts, such as "9 62%, 4 35%, 7 2%"
     "Write the three most probable digits of each row. Raises `DataError`."
-    probabilities = check_probabilities(probabilities, len(np.atleast_1d(probabilities)))
+    probabilities = check_probabilities(probabilities, _rows(probabilities))
     likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, :3]
     texts = []
     for row, digits in zip(probabilities, likeliest, strict=True):
@@ -65,8 +70,8 @@ def show_predictions(
     columns: int = 5,           # digits in a row
 ) -> plt.Figure | None:         # None where there are no ids
     "Draw digits with id, label and their three most probable digits. Raises `DataError`."
-    ids = np.empty(0, int) if not len(ids) else ids
-    ids = check_integers(ids, "ids to show", len(ids), len(digits) - 1)
+    ids = ids if np.size(ids) else np.empty(0, int)
+    ids = check_integers(ids, "ids to show", np.size(ids), len(digits) - 1)
     texts = top_three(check_probabilities(probabilities, len(digits))[ids])
     if not len(ids):
         print(f"{digits.name}: no digits to show")
@@ -103,7 +108,7 @@ def uncertainty(
 
     The margin is the difference of the two highest probabilities. Without members there is no
     disagreement. Raises `DataError` for bad probabilities."""
-    n = len(np.atleast_1d(probabilities))
+    n = _rows(probabilities)
     probabilities = check_probabilities(probabilities, n)
     second, first = np.sort(probabilities, axis=1)[:, -2:].T
     margin = first - second

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
 
 from .data import (
     DataError, atomic_write, check_images, check_integers, read_json, write_json)
@@ -405,12 +406,14 @@ def pack(
 ) -> Pretrained:
     """Write nets and their card, each whole.
 
-    Raises `ValueError` for another threshold, for nets of several recipes and for none, and what
-    `to_onnx` raises."""
+    Raises `ValueError` for another threshold, nets of several recipes, nets not fitted, and for no
+    nets, and what `to_onnx` raises."""
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold = {threshold!r}; expected a number from 0 to 1")
     if len(recipes := {net.recipe for net in nets}) != 1:
         raise ValueError(f"pack: nets of {len(recipes)} recipes; expected nets of one")
+    for net in nets:
+        check_is_fitted(net)
     path = to_onnx([net.model_ for net in nets], Path(folder) / f"{name}.onnx")
     write_card(path, {
         "name": name, "recipe": nets[0].about_["recipe"], "seeds": [net.seed for net in nets],

@@ -54,7 +54,7 @@ def _chain(model):
             tensors[name] = tensor = layer(tensor)
         outputs = [each(probe) for each in (keras.Model(images, tensor), model)]
         same = np.allclose(*map(keras.ops.convert_to_numpy, outputs), atol=1e-5)
-    except ValueError:  # shapes that do not fit
+    except (TypeError, ValueError):  # inputs or shapes that do not fit
         same = False
     if not same:
         raise ValueError(f"{model.name}: its layers do not follow one another; expected layers in "
@@ -428,6 +428,13 @@ def _noise(seed: int) -> np.ndarray:
     return (noise / noise.max(axis=(1, 2), keepdims=True) * 255).astype(np.float32)
 
 
+def _check_whole(**settings):
+    "Raise `ValueError` for a setting that is not a whole number, 0 or more."
+    for name, value in settings.items():
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise ValueError(f"{name} = {value!r}; expected a whole number, 0 or more")
+
+
 def _check_units(layer: str, units, n: int) -> list:
     "The chosen units of a layer. Raises `ValueError` for any that it does not have."
     units = list(range(n)) if units is None else np.atleast_1d(units).tolist()
@@ -447,7 +454,8 @@ def maximize_activation(
     """Find an image that maximises each unit's mean activation, by gradient ascent.
 
     A unit that is silent on all noise keeps its noise. Raises `ValueError` for an unknown layer or
-    unit."""
+    unit, and for steps or a seed below 0."""
+    _check_whole(steps=steps, seed=seed)
     part = _submodel(model, layer)
     n, ops, noise = part.output.shape[-1], keras.ops, _noise(seed)
     units = _check_units(layer, units, n)
@@ -535,4 +543,5 @@ def _label_row(left, right, name: str, row: pd.Series):
     left.set(yscale="log", ylabel=f"{name}\ncount")
     right.set(ylim=(-0.05, 1.05))
     right.yaxis.set_major_formatter("{x:.0%}")
+    right.set_ylabel("outputs above 0")
     right.set_title(f"{row['silent']} of {row['units']} silent", fontsize=9)

@@ -11,7 +11,7 @@ import importlib
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pandas as pd
 from sklearn.base import BaseEstimator
@@ -53,6 +53,7 @@ _WARPS = {
     "shift": _number(0, _above(28), "pixels from 0 to 28"),
     "elastic": _number(0, _above(28), "pixels from 0 to 28"),
     "zoom_centre": _number(0.1, _above(10), "a number from .1 to 10"),
+    "coarse": _number(1, _above(4), "pixels from 1 to 4"),
     "blur": _number(0, _above(1.15), "pixels from 0 to 1.15"),
     "ink": _number(0, _above(9), "a number from 0 to 9"),
     "normal": (lambda value: isinstance(value, bool), "True or False"),
@@ -64,7 +65,8 @@ class Augmentation:
     """Describe how far digits are warped at random. Raises `ValueError` for impossible settings.
 
     Each figure of a warp is the half-width of a uniform distribution or, if `normal`, the standard
-    deviation of a normal one. `blur` and `ink` each change every other digit, on average."""
+    deviation of a normal one. `coarse`, `blur` and `ink` each change every other
+    digit, on average."""
 
     rotation: float = 0.0     # degrees, 0 to 180
     shear: float = 0.0        # degrees by which uprights lean, 0 to 60
@@ -72,6 +74,7 @@ class Augmentation:
     shift: float = 0.0        # pixels, separately across and down, 0 to 28
     elastic: float = 0.0      # pixels, always a standard deviation, 0 to 28
     zoom_centre: float = 1.0  # size of a warped digit, on average: above 1 enlarges, .1 to 10
+    coarse: float = 1.0       # pixels, the largest side of squares that are averaged, 1 to 4
     blur: float = 0.0         # pixels, the highest standard deviation of a blur, 0 to 1.15
     ink: float = 0.0          # multiply pixels by up to 1 + this, cut off at 255; 0 to 9
     normal: bool = False
@@ -167,8 +170,10 @@ def register(
     """Let recipes use a net by the name of the function that builds it.
 
     A function of your program or notebook takes the place of one of ours. Raises `ValueError` if
-    two modules use the same name."""
-    name, own = builder.__name__, builder.__module__
+    two modules use the same name, and for a builder without one."""
+    if not isinstance(name := getattr(builder, "__name__", None), str):
+        raise ValueError(f"register: {str(builder)[:80]!r}; expected a function with a name")
+    own = builder.__module__
     other = _REGISTERED.get(name, builder).__module__
     if "__main__" not in (own, other) and own != other:
         raise ValueError(f"register: {name!r} is the name of a net in {other}; "
@@ -192,14 +197,19 @@ def registered(
     return _REGISTERED[name]
 
 # %% ../nbs/04b_recipe.ipynb #5534e3f3
+def _changed(settings) -> dict:
+    "The fields of a dataclass that differ from their defaults"
+    values = {field: getattr(settings, field.name) for field in fields(settings)}
+    return {field.name: value for field, value in values.items() if value != field.default}
+
+
 def recipe_to_dict(
     recipe: Recipe,
 ) -> dict:  # of JSON's types
-    "Write a recipe as a dictionary, without fields at their defaults; an augmentation is whole."
-    values = {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
-    about = {f.name: values[f.name] for f in fields(Recipe) if values[f.name] != f.default}
+    "Write a recipe as a dictionary, without fields at their defaults."
+    about = _changed(recipe)
     if recipe.augmentation:
-        about["augmentation"] = asdict(recipe.augmentation)
+        about["augmentation"] = _changed(recipe.augmentation)
     return about
 
 
@@ -246,6 +256,8 @@ class RecipeParams(BaseEstimator):
         unknown = inner.keys() - {f.name for f in fields(Recipe)}
         if unknown:
             raise ValueError(f"set_params: {sorted(unknown)}; expected fields of a Recipe")
+        if inner and not isinstance(self.recipe, Recipe):
+            raise ValueError(f"set_params: recipe = {str(self.recipe)[:80]!r}; expected a Recipe")
         if inner:
             self.recipe = replace(self.recipe, **inner)
         return self
@@ -283,8 +295,8 @@ _HEAVY = Augmentation(rotation=12, shear=8.5, zoom=0.12, shift=2.5)
 _STYLES = {"blur": 1.15, "ink": 1}
 _LIGHT_STYLES, _HEAVY_STYLES = replace(_LIGHT, **_STYLES), replace(_HEAVY, **_STYLES)
 _OWN = (
-    Recipe("large", "large_net", epochs=12, learning_rate=4e-3, augmentation=_HEAVY_STYLES,
-           **_EXPOSED),
+    Recipe("large", "large_net", epochs=12, learning_rate=4e-3,
+           augmentation=_HEAVY_STYLES, **_EXPOSED),
     Recipe("record", "record_net", epochs=12, learning_rate=3e-3, augmentation=_HEAVY, **_OURS),
     Recipe("sprint", "sprint_net", epochs=6, learning_rate=6e-3, augmentation=_HEAVY, **_OURS),
     Recipe("dash", "dash_net", epochs=1, learning_rate=1e-2, augmentation=_LIGHT, **_OURS),
@@ -308,7 +320,8 @@ def recipe_table(
     "Show what recipes have in common and where they differ, a row each."
     columns = ["net", "epochs", "batch_size", "optimizer", "learning_rate", "schedule",
                "augmentation", "monitor", "tta"]
-    table = pd.DataFrame([asdict(recipe) for recipe in recipes.values()]).set_index("name")
+    rows, names = [vars(recipe) for recipe in recipes.values()], [f.name for f in fields(Recipe)]
+    table = pd.DataFrame(rows, columns=names).set_index("name")
     table["augmentation"] = ["yes" if recipe.augmentation else "–" for recipe in recipes.values()]
     table["monitor"] = [recipe.monitor or "–" for recipe in recipes.values()]
     table["tta"] = [f"{recipe.tta} px" if recipe.tta else "–" for recipe in recipes.values()]

@@ -6,6 +6,8 @@
 __all__ = ['DISTORTIONS', 'distort', 'robustness', 'plot_robustness', 'loss_gradient', 'attack']
 
 # %% ../nbs/11b_robustness.ipynb #f3685374
+import numbers
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -85,10 +87,10 @@ def _check_distortion(kind: str, strength: float):
     if kind not in DISTORTIONS:
         raise ValueError(f"distort: kind = {kind!r}; expected one of {', '.join(DISTORTIONS)}")
     strengths, whole = DISTORTIONS[kind][1], kind in ("thickness", "occlusion")
-    fits = strengths[0] <= strength <= strengths[-1]
+    fits = isinstance(strength, numbers.Real) and strengths[0] <= strength <= strengths[-1]
     if not fits or whole and strength != int(strength):
         number = "whole number" if whole else "number"
-        raise ValueError(f"distort: strength = {strength}; expected a {number} from "
+        raise ValueError(f"distort: strength = {strength!r}; expected a {number} from "
                          f"{strengths[0]} to {strengths[-1]}")
 
 
@@ -182,7 +184,9 @@ def loss_gradient(
 ) -> np.ndarray:         # float32 (n, 28, 28), nats per grey level
     """Compute the gradient of each digit's cross-entropy.
 
-    Raises `DataError` for bad labels, and `ValueError` as `logit_model`."""
+    Raises `DataError` for bad images or labels, and `ValueError` as `logit_model`."""
+    if np.ndim(images) != 3 or np.shape(images)[1:] != (28, 28):
+        raise DataError("images", f"an array of shape {np.shape(images)}", "(n, 28, 28)")
     labels = check_integers(labels, "labels", len(images), 9)
     compute, targets = input_gradient(logit_model(model), _cross_entropy), np.eye(10)[labels]
     batches = [compute(images[i: i + 500], targets[i: i + 500])
@@ -217,7 +221,7 @@ def attack(
 def _climb(model, start, labels, epsilon: int, steps: int, rng) -> np.ndarray:
     "Follow the sign of the loss gradient, within epsilon of the start and from 0 to 255"
     low, high = (start - epsilon).clip(0), (start + epsilon).clip(None, 255)
-    pixels, stride = start, epsilon
+    pixels, stride = start.copy(), epsilon
     if steps > 1:
         pixels = (start + rng.uniform(-epsilon, epsilon, start.shape)).clip(low, high)
         stride = 2.5 * epsilon / steps  # enough to reach the limit, and to go along it
@@ -226,6 +230,5 @@ def _climb(model, start, labels, epsilon: int, steps: int, rng) -> np.ndarray:
         part = slice(i, i + 500)
         for _ in range(steps):
             uphill = np.sign(compute(pixels[part], targets[part]))
-            moved = (pixels[part] + stride * uphill).clip(low[part], high[part])
-            pixels = np.concatenate([pixels[:i], moved, pixels[i + 500:]])
+            pixels[part] = (pixels[part] + stride * uphill).clip(low[part], high[part])
     return pixels

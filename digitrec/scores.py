@@ -350,13 +350,17 @@ def predict_probabilities(
 ) -> np.ndarray:         # float64 (n, 10), rows summing to 1
     """Predict the probability of each digit, 0 for digits that the recogniser was not trained on.
 
-    Raises `DataError` for other images, classes that are no digits, or rows that do not sum to
-    1."""
+    Raises `DataError` for other images, classes that are no digits, and predictions that are not a
+    row of probabilities for each image."""
     probabilities = np.zeros((len(check_images(images)), 10))
     if not len(images):
         return probabilities
     columns = check_integers(recogniser.classes_, "classes_", len(recogniser.classes_), 9)
-    probabilities[:, columns] = recogniser.predict_proba(images)
+    predicted = np.asarray(recogniser.predict_proba(images))
+    if predicted.shape != (len(images), len(columns)):
+        expected = f"({len(images)}, {len(columns)}), a column for each of classes_"
+        raise DataError("predict_proba", f"an array of shape {predicted.shape}", expected)
+    probabilities[:, columns] = predicted
     return check_probabilities(probabilities, len(images))
 
 # %% ../nbs/02_scores.ipynb #b7aa01c2
@@ -386,8 +390,10 @@ class CrossValidation:
 
     def __str__(self):
         k, n = len(self.accuracies), self.confusion.sum()
-        mean, sd = self.accuracies.mean(), self.accuracies.std(ddof=1)
         counts = _errors_of(n - np.trace(self.confusion), n)
+        if k < 3:  # too few for a standard deviation
+            return f"{' and '.join(f'{value:.4f}' for value in self.accuracies)}, {counts}"
+        mean, sd = self.accuracies.mean(), self.accuracies.std(ddof=1)
         return f"{mean:.4f} ± {sd:.4f} (sd over {k} folds), {counts}"
 
 # %% ../nbs/02_scores.ipynb #f83b3c79

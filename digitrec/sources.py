@@ -55,14 +55,18 @@ _FIRST_FILES = {
 }
 
 # %% ../nbs/00c_sources.ipynb #6c8855de
+def _beside(folder: Path, *names: str) -> Path | None:
+    "The first of `names` that lies in a folder"
+    return next((folder / name for name in names if os.path.isfile(folder / name)), None)
+
+
 def _find(folder: Path, *names: str) -> Path | None:
     "The first of `names` that lies in a folder or in a folder directly inside it"
     try:
         inside = sorted(folder.iterdir())
     except OSError:  # no folder, or none that may be read
         inside = []
-    paths = (parent / name for parent in (folder, *inside) for name in names)
-    return next((path for path in paths if os.path.isfile(path)), None)
+    return next(filter(None, (_beside(place, *names) for place in (folder, *inside))), None)
 
 
 def _keras_cache() -> Path:
@@ -97,7 +101,7 @@ def locate(
 def _kaggle(first: Path) -> tuple[Digits, Digits]:
     "The digits of a training table and of the test table beside it, or of Kaggle's zip of both"
     both = zipfile.is_zipfile(first) and ".csv" not in first.name
-    second = first if both else _find(first.parent, *_packed("test.csv"))
+    second = first if both else _beside(first.parent, *_packed("test.csv"))
     if second is None:
         raise DataError(first.parent, f"{first.name} alone", "test.csv beside it")
     names = ("train.csv", "test.csv") if both else ("", "")
@@ -122,7 +126,7 @@ def _mnist(first: Path) -> tuple[Digits, Digits]:
 def _idx_pairs(folder: Path) -> tuple[Digits, Digits]:
     "The training and test digits of MNIST's four IDX files in a folder"
     kinds = [(part, kind) for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    files = [_find(folder, *_idx_names(part, kind)) for part, kind in kinds]
+    files = [_beside(folder, *_idx_names(part, kind)) for part, kind in kinds]
     if None in files:
         raise DataError(folder, f"{sum(map(bool, files))} of MNIST's IDX files", "all four")
     return read_idx(*files[:2]), read_idx(*files[2:])

@@ -19,7 +19,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .data import check_images, flatten
+from .data import DataError, check_images, flatten
 from .eda import fastest_estimator
 from .scores import Recogniser
 
@@ -213,7 +213,12 @@ class ImagePipeline(Recogniser, Pipeline):
     "A scikit-learn pipeline for images, whose last step takes `groups`"
 
     def fit(self, images, labels, groups=None):
-        "Train on images, uint8 (n, 28, 28) or (n, 784), labels (n,) and, where known, writers (n,)"
+        """Train on images, uint8 (n, 28, 28) or (n, 784), their labels and, where known, writers.
+
+        Raises `DataError` for bad images and labels, and for fewer digits than components."""
+        n, least = len(check_images(images)), self["pca"].n_components
+        if n < least:
+            raise DataError("training digits", f"{n}", f"at least {least}, as many as components")
         routed = get_config()["enable_metadata_routing"]
         name = "groups" if routed else f"{self.steps[-1][0]}__groups"
         return super().fit(images, labels, **({} if groups is None else {name: groups}))

@@ -308,6 +308,10 @@ def _check_settings(recipe, seed, callbacks=()):
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"Net: seed = {seed!r}; expected a whole number, 0 or more")
     registered(recipe.net)
+    kind = keras.callbacks.Callback
+    if not (isinstance(callbacks, (tuple, list)) and all(isinstance(c, kind) for c in callbacks)):
+        raise ValueError(f"Net: callbacks = {str(callbacks)[:80]!r}; expected a tuple of Keras's "
+                         "callbacks")
     for callback in callbacks:
         name = type(callback).__name__
         if isinstance(callback, _REMEMBER):  # each epoch is a `fit` that resets them
@@ -536,7 +540,10 @@ def plot_history(
     net: Net,          # fitted
     title: str = "",
 ) -> plt.Figure:
-    "Draw loss and accuracy of each epoch, and mark the one whose weights the net has."
+    """Draw loss and accuracy of each epoch.
+
+    With validation digits, mark the epoch whose weights the net has."""
+    check_is_fitted(net, "history_")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3))
     history, best = net.history_, net.best_epoch_
     chosen = "restored" if net.recipe.monitor else "the last"
@@ -559,6 +566,7 @@ def history_table(
 ) -> pd.DataFrame:  # rows loss and accuracy, columns training and validation
     """Show loss and accuracy of the epoch whose weights the net has: the means over that epoch
     in training, and on the validation digits after it."""
+    check_is_fitted(net, "history_")
     row, names = net.history_.loc[net.best_epoch_], ["loss", "accuracy"]
     validation = row.reindex([f"val_{name}" for name in names])
     return pd.DataFrame({"training": row[names], "validation": validation.to_numpy()})

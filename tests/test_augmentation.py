@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 pytest.importorskip("keras", reason="needs Keras and an engine: digitrec[cpu], [gpu] or [tpu]")
-from digitrec.augmentation import LETTERS, Warp, augment, draw_outliers, matrices, resample
+from digitrec.augmentation import LETTERS, Warp, augment, coarsen, draw_outliers, matrices, resample
 from digitrec.data import split
 from digitrec.nets import build_models, predict_model, variable_values
 from digitrec.recipe import RECIPES, Augmentation, Recipe, register
@@ -129,14 +130,34 @@ def test_uniform_draws_stay_inside_and_normal_ones_do_not():
         assert np.isclose(down.std(), 3 if normal else 3 / np.sqrt(3), rtol=0.1)
 
 
-def test_blur_and_ink_change_every_other_digit():
+def test_each_style_changes_every_other_digit():
     same = np.repeat(TRAIN.images[:1] // 2, 2000, axis=0)
-    for style in (Augmentation(blur=1), Augmentation(ink=0.9)):
+    for style in (Augmentation(coarse=4), Augmentation(blur=1), Augmentation(ink=0.9)):
         styled = augment(same, style)
         assert 0.45 < (styled != same).any(axis=(1, 2)).mean() < 0.55
     darkest = styled.max(axis=(1, 2)) / same[0].max()
     assert 1.85 < darkest.max() <= 1.91  # up to 1 + ink, uniform
     assert np.isclose(darkest[darkest > 1].mean(), 1.45, atol=0.03)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_a_coarse_digit_is_a_small_picture_enlarged(side):
+    images = TRAIN.images[:20]
+    ours = as_numpy(coarsen(images.astype(np.float32), np.full(20, side, np.float32)))
+    n, inner = 28 // side, slice(side, 28 - side)  # Pillow repeats the grey at the edge
+    small = [Image.fromarray(image).resize((n, n), Image.Resampling.BOX) for image in images]
+    theirs = [image.resize((28, 28), Image.Resampling.BILINEAR) for image in small]
+    assert np.abs(ours - np.array(theirs, float))[:, inner, inner].max() <= 2  # they round twice
+
+
+def test_squares_are_up_to_as_large_as_asked():
+    point = np.zeros((2000, 28, 28), np.uint8)
+    point[:, 14, 14] = 255
+    spots = augment(point, Augmentation(coarse=3)).astype(float)
+    darkest = spots.max(axis=(1, 2))
+    assert 0.45 < (darkest == 255).mean() < 0.6 and darkest.min() < 255 / 5
+    widths = (spots > 0).any(axis=1).sum(axis=1)
+    assert 6 <= widths.max() <= 9 and widths.min() == 1  # on the border of two squares, 3 × 3
 
 
 def test_a_blur_adds_a_variance_up_to_its_square_and_no_ink():
@@ -159,7 +180,7 @@ def test_ink_is_cut_off_at_black_and_blurs_over_the_edge_are_lost():
 
 
 def test_draws_of_warps_do_not_depend_on_styles():
-    first = augment(TRAIN.images[:96], replace(SHIFT, blur=1, ink=1), seed=3)
+    first = augment(TRAIN.images[:96], replace(SHIFT, coarse=2, blur=1, ink=1), seed=3)
     assert (first == augment(TRAIN.images[:96], SHIFT, seed=3)).all(axis=(1, 2)).mean() > 0.1
 
 

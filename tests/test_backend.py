@@ -439,7 +439,7 @@ facts["plain"] = trained(Recipe("plain", "plain", epochs=2, batch_size=64)).hist
 
 recipe = Recipe("noisy", "noisy", epochs=3, batch_size=64, learning_rate=3e-3,
                 augmentation=Augmentation(rotation=10, shear=5, zoom=0.1, shift=1, elastic=0.5,
-                                          blur=1, ink=1))
+                                          coarse=2, blur=1, ink=1))
 whole = trained(recipe, folder / "whole")
 said = whole.predict_proba(digits.images[:300])
 direct = keras.ops.convert_to_numpy(whole.model_(digits.images[:300].astype("float32")))

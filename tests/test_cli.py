@@ -160,6 +160,10 @@ def test_standard_input_and_folders_are_read(tmp_path):
     ]
     assert results[0]["probabilities"] == results[-1]["probabilities"]
     assert "standard input" in digitrec("predict", "-", cwd=tmp_path, stdin=b"", code=1)[1]
+    closed = f'exec "{sys.executable}" -m digitrec predict - <&-'
+    done = subprocess.run(["sh", "-c", closed], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "a closed input" in done.stderr
     (tmp_path / "empty").mkdir()
     assert "a folder without pictures" in digitrec("predict", "empty", cwd=tmp_path, code=1)[1]
 
@@ -312,6 +316,16 @@ def test_help_is_light_and_whole(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.endswith("set()\n"), done.stdout
+
+
+def test_any_encoding_can_print_what_the_command_says(tmp_path):
+    picture(TEST.images[0], tmp_path / "ψ.png")
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    for args in (["recipes"], ["predict", "ψ.png"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "digitrec", *args], cwd=tmp_path, env=env, capture_output=True
+        )
+        assert done.returncode == 0 and b"Traceback" not in done.stderr and b"?" in done.stdout
 
 
 def test_completion_knows_the_recipes(tmp_path):

@@ -99,7 +99,7 @@ def test_digits_without_labels_are_refused(ask):
         ask()
 
 
-@pytest.mark.parametrize("which", [[0, 40], [-1], [0.5], ["4"], [[1, 2]], [True]])
+@pytest.mark.parametrize("which", [[0, 40], [-1], [0.5], ["4"], [[1, 2]], [True], 5, None])
 def test_ids_that_are_not_there_are_refused(which):
     with pytest.raises(DataError, match="ids to show"):
         show_predictions(DIGITS, PROBABILITIES, which)
@@ -111,6 +111,13 @@ def test_ids_that_are_not_there_are_refused(which):
 def test_a_pair_of_no_digits_is_refused(asked):
     with pytest.raises(DataError, match="|".join(asked)):
         misclassified(DIGITS, PROBABILITIES, **asked)
+
+
+@pytest.mark.parametrize("wrong", [[[0.1] * 10, [1]], 5, None, "text"])
+def test_what_is_no_table_of_probabilities_is_refused(wrong):
+    for ask in (uncertainty, top_three):
+        with pytest.raises(DataError, match="probabilities"):
+            ask(wrong)
 
 
 def test_no_digits_at_all_are_refused():

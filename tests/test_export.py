@@ -678,6 +678,13 @@ def test_nets_of_two_recipes_are_not_packed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@to_write
+def test_nets_not_fitted_are_not_packed(tmp_path):
+    with pytest.raises(ValueError, match=r"not fitted yet"):
+        pack("mine", [Net(RECIPES["tiny"], verbose=False)], 0.5, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_card_needs_its_file(tmp_path):
     with pytest.raises(DataError, match=r"nothing.onnx.*expected an ONNX file"):
         write_card(tmp_path / "nothing.onnx", {})

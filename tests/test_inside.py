@@ -605,6 +605,12 @@ def test_patches_that_cannot_be_are_refused(net, size):
         inside.occlusion(net, ONE, 1, 2, size)
 
 
+@pytest.mark.parametrize("setting", [{"steps": -5}, {"steps": "a"}, {"seed": -1}], ids=str)
+def test_steps_and_seeds_are_whole_numbers(net, setting):
+    with pytest.raises(ValueError, match="expected a whole number, 0 or more"):
+        inside.maximize_activation(net, "conv2d", **setting)
+
+
 @pytest.mark.parametrize("units", [[], [6], [-1], [0.5], ["a"]], ids=repr)
 def test_units_and_layers_that_a_net_does_not_have_are_refused(net, units):
     with pytest.raises(ValueError, match="numbers from 0 to 5"):

@@ -714,10 +714,14 @@ def test_it_is_painted_at_once(browser, file):
 # From Python and the command line
 
 
-@pytest.mark.parametrize("model", ["oracle", "", "nowhere/at/all", Path("small")])
+@pytest.mark.parametrize("model", ["oracle", "", "nowhere/at/all", "x" * 300, "a\0b"])
 def test_a_net_that_is_not_there_is_refused(model):
     with pytest.raises(DataError, match="one of single, vote, small, tiny"):
         page(model)
+
+
+def test_a_shipped_net_may_be_named_by_a_path():
+    assert page(Path("small")) == page("small")
 
 
 def test_a_folder_comes_before_a_shipped_net_of_its_name(tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ def model():
         ("thickness", 1.5),
         ("occlusion", 15),
         ("inversion", 1.1),
+        ("shift", "3"),
+        ("blur", None),
     ],
 )
 def test_distortions_beyond_their_limits_are_refused(kind, strength):

@@ -335,6 +335,19 @@ def test_cross_validation_as_text():
     accuracies = np.array([0.977, 0.978, 0.979, 0.98, 0.981])
     text = str(CrossValidation(accuracies, accuracies, None, matrix, None, None))
     assert text == "0.9790 ± 0.0016 (sd over 5 folds), 880 errors of 42,000"
+    text = str(CrossValidation(accuracies[:2], accuracies[:2], None, matrix, None, None))
+    assert text == "0.9770 and 0.9780, 880 errors of 42,000"
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 1), (4, 10), (5,)])
+def test_predictions_of_another_shape_are_refused(shape):
+    class Wrong(DummyClassifier):
+        def predict_proba(self, images):
+            return np.full(shape, 0.1)
+
+    wrong = Wrong().fit(np.zeros((10, 1)), range(10))
+    with pytest.raises(DataError, match=r"an array of shape .*expected \(5, 10\)"):
+        predict_probabilities(wrong, TEST.images[:5])
 
 
 @pytest.mark.parametrize("bins", [0, -3, 1.5, np.nan, "15"])

@@ -479,6 +479,16 @@ def test_labels_that_do_not_fit_their_images_are_refused(tmp_path, labels, found
                                 written(tmp_path / "mnist.npz", zipped(entries))).found
 
 
+@pytest.mark.parametrize("source, missing, files", [
+    ("mnist", "train-labels-idx1-ubyte", idx_files()),
+    ("kaggle", "test.csv", {"train.csv": TRAIN, "test.csv": TEST})])
+def test_files_of_another_folder_do_not_fill_a_gap(tmp_path, source, missing, files):
+    put(tmp_path / "digits" / "others", files)
+    folder = put(tmp_path / "digits", {name: files[name] for name in files.keys() - {missing}})
+    with pytest.raises(DataError, match="3 of MNIST's IDX files|train.csv alone"):
+        load(folder)
+
+
 def test_swapped_idx_files_are_refused(tmp_path):
     images = written(tmp_path / "train-images", idx(IMAGES))
     labels = written(tmp_path / "train-labels", idx(LABELS))

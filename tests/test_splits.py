@@ -130,3 +130,17 @@ def test_a_split_needs_no_more_than_digits():
     assert (len(rest), len(held)) == (80, 20) and np.bincount(held.labels).tolist() == [0, 10, 10]
     again = split(labelled([1, 2] * 50), fraction=0.2, seed=0)
     assert again[1].labels.tolist() == held.labels.tolist()
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "0", None, 2**32])
+def test_a_seed_is_a_whole_number(seed):
+    digits = labelled(np.arange(10).repeat(4))
+    for make in (split, folds):
+        with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+            make(digits, seed=seed)
+
+
+@pytest.mark.parametrize("fraction", ["0.2", None, 0, 1, float("nan")])
+def test_a_fraction_is_a_number_between_0_and_1(fraction):
+    with pytest.raises(ValueError, match="fraction must be above 0 and below 1"):
+        split(labelled(np.arange(10).repeat(4)), fraction)

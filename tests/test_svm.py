@@ -384,3 +384,8 @@ def test_a_gamma_out_of_range_is_refused(digits, gamma):
     few = digits[0][:60]
     with pytest.raises(ValueError, match="gamma = .*; expected a number above 0"):
         SVM(gamma=gamma).fit(few.flat, few.labels)
+
+
+def test_fewer_digits_than_components_are_refused(digits):
+    with pytest.raises(DataError, match="training digits: found 40; expected at least 50"):
+        svm().fit(digits[0].images[:40], digits[0].labels[:40])

@@ -39,6 +39,7 @@ from digitrec.recipe import (
     Augmentation,
     Recipe,
     recipe_from_dict,
+    recipe_table,
     recipe_to_dict,
     register,
     registered,
@@ -489,7 +490,8 @@ def test_an_augmentation_is_refused_or_can_be_built_written_and_read(field, valu
 
 @pytest.mark.parametrize("extreme", [
     Augmentation(rotation=180, shear=60, zoom=0.9, shift=28, elastic=28, zoom_centre=10,
-                 blur=1.15, ink=9, normal=True), Augmentation(blur=1.15), Augmentation(ink=9),
+                 coarse=4, blur=1.15, ink=9, normal=True),
+    Augmentation(coarse=4), Augmentation(blur=1.15), Augmentation(ink=9),
     Augmentation(zoom=0.9, zoom_centre=0.1), Augmentation(elastic=28),
 ])
 def test_the_strongest_augmentation_gives_digits(extreme):
@@ -1020,6 +1022,32 @@ def test_callbacks_that_remember_epochs_are_refused(kind):
         net.fit(*DIGITS)
 
 
+@pytest.mark.parametrize("callbacks", [None, ["x"], keras.callbacks.Callback()], ids=str)
+def test_callbacks_are_a_tuple_of_callbacks(callbacks):
+    with pytest.raises(ValueError, match="expected a tuple of Keras's callbacks"):
+        Net(SMALLEST, callbacks=callbacks).fit(*DIGITS)
+
+
+@pytest.mark.parametrize("show", [training.plot_history, training.history_table])
+def test_a_history_needs_a_fitted_net(show):
+    with pytest.raises(NotFittedError):
+        show(Net(SMALLEST))
+
+
+def test_settings_of_a_recipe_need_a_recipe():
+    with pytest.raises(ValueError, match="recipe = 'small'; expected a Recipe"):
+        Net("small").set_params(recipe__epochs=3)
+
+
+def test_a_builder_has_a_name():
+    with pytest.raises(ValueError, match="expected a function with a name"):
+        register(functools.partial(print))
+
+
+def test_no_recipes_make_an_empty_table():
+    assert recipe_table({}).shape == (0, 9)
+
+
 # A net whose code changes
 
 ACTIVATION = {"name": "relu"}
@@ -1189,7 +1217,8 @@ def test_a_kind_of_early_stopping_is_refused_too():
 
 @pytest.mark.parametrize("setting", [
     {"rotation": 180.05}, {"shear": 60.05}, {"zoom": 0.905}, {"shift": 28.05},
-    {"elastic": 28.05}, {"zoom_centre": 10.05}, {"blur": 1.155}, {"ink": 9.05}, {"ink": -0.05}])
+    {"elastic": 28.05}, {"zoom_centre": 10.05}, {"coarse": 0.95}, {"coarse": 4.05},
+    {"blur": 1.155}, {"ink": 9.05}, {"ink": -0.05}])
 def test_an_augmentation_keeps_its_limits(setting):
     with pytest.raises(ValueError, match="expected"):
         Augmentation(**setting)
