@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from .augmentation import coarsen
 from .data import DataError, Digits, check_images, check_integers
 from .eda import PALETTE
 from .inside import input_gradient, logit_model
@@ -57,6 +58,12 @@ def _blur(images, sd, rng):
 
     return gaussian_filter(images, (0, sd, sd))
 
+
+def _reduce(images, side, rng):
+    "Average over squares, and interpolate between their middles, as in a small picture enlarged."
+    sides = np.full(len(images), max(side, 1), np.float32)
+    return keras.ops.convert_to_numpy(coarsen(images, sides))
+
 # %% ../nbs/11b_robustness.ipynb #d349a15c
 def _invert(images, fraction, rng):
     "Swap paper and ink; at .5, all is grey."
@@ -76,6 +83,7 @@ DISTORTIONS = {  # by name: function, strengths (the first and last are the limi
     "rotation": (_rotate, (0, 10, 20, 30, 40, 50, 60), "degrees"),
     "thickness": (_thicken, (-2, -1, 0, 1, 2, 3, 4), "pixels wider"),
     "noise": (_add_noise, (0, 25, 50, 75, 100, 125, 150), "standard deviation, of 255"),
+    "resolution": (_reduce, (0, 1.5, 2, 2.5, 3, 3.5, 4), "side of a square, pixels"),
     "blur": (_blur, (0, 0.5, 1, 1.5, 2, 2.5, 3), "standard deviation, pixels"),
     "inversion": (_invert, (0, 0.1, 0.2, 0.3, 0.4, 0.7, 1), "fraction of inversion"),
     "occlusion": (_occlude, (0, 4, 6, 8, 10, 12, 14), "side of the square, pixels"),
@@ -157,17 +165,17 @@ def plot_robustness(
 ) -> plt.Figure:
     "Draw accuracy over strength: a panel for each distortion, a line for each recogniser."
     kinds, names = table["distortion"].unique(), table["recogniser"].unique()
-    rows = -(-(len(kinds) + 1) // 4)
-    figure, axes = plt.subplots(rows, 4, figsize=(13, 3 * rows), sharey=True, squeeze=False)
+    rows = -(-len(kinds) // 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(13, 3 * rows), sharey=True, squeeze=False,
+                                layout="constrained")
     for ax, kind in zip(axes.flat, kinds, strict=False):
         _draw_kind(ax, table, kind, names)
     for ax in axes.flat[len(kinds):]:
         ax.set_axis_off()
-    handles = axes.flat[0].get_legend_handles_labels()
-    axes.flat[len(kinds)].legend(*handles, loc="center", title="recogniser", frameon=False)
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy")
-    figure.tight_layout()
+    handles = axes.flat[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(names), title="recogniser")
     return figure
 
 # %% ../nbs/11b_robustness.ipynb #f4b33fec

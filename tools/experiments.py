@@ -5,13 +5,15 @@
     python tools/experiments.py classic --name "no dropout" --again   # these once more
 
 The groups "classic" and "log" choose: they train on MNIST's training digits without a sixth of the
-writers, whose digits score. "test" trains on all 60,000 and is scored on the 10,000 test digits.
-Its runs are interleaved: first all recipes with seed 0, then all with seed 1, so that other work on
-the machine meets them alike. "race" has what chapter 14 compares with them: two recipes as they
-were until 22 November 2026. (Until then, the non-digits were blank paper, noise, mixed quarters,
-and pairs of digits squeezed to half their width. So these rows can be rerun in digits and settings,
-and not in non-digits.) "vote" averages all nets of each of its recipes. "folds" trains on four
-fifths of the Kaggle-format table, and scores the digits of the last fifth; its seed is the fold.
+writers, whose digits score. "reduced" scores nets of "log" on the same digits with fewer pixels.
+"test" trains on all 60,000 and is scored on the 10,000 test digits. Its runs are interleaved: first
+all recipes with seed 0, then all with seed 1, so that other work on the machine meets them alike.
+"embedded" scores nets of "test" on scikit-learn's digits. "race" has what chapter 14 compares with
+them: two recipes as they were until 22 November 2026. (Until then, the non-digits were blank paper,
+noise, mixed quarters, and pairs of digits squeezed to half their width. So these rows can be rerun
+in digits and settings, and not in non-digits.) "vote" averages all nets of each of its recipes.
+"folds" trains on four fifths of the Kaggle-format table, and scores the digits of the last fifth;
+its seed is the fold.
 """
 import argparse
 import os
@@ -26,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from digitrec.backend import choose_backend
-from digitrec.data import atomic_write, split
+from digitrec.data import Digits, atomic_write, split
 from digitrec.recipe import RECIPES, Recipe, register
 from digitrec.sources import load
 
@@ -36,6 +38,7 @@ import keras
 from digitrec import cnn
 from digitrec.ensemble import splits
 from digitrec.nets import predict_model
+from digitrec.robustness import distort
 from digitrec.scores import accuracy, nll, predict_with_tta
 from digitrec.training import Net
 
@@ -135,6 +138,7 @@ def m7_net():
 
 LIGHT, HEAVY = RECIPES["dash"].augmentation, RECIPES["sprint"].augmentation
 IN_BFLOAT16 = {"precision": "bfloat16"}
+COARSE = {**IN_BFLOAT16, "augmentation": replace(RECIPES["large"].augmentation, coarse=3)}
 PLAIN = {**IN_BFLOAT16, "augmentation": HEAVY, "outlier_exposure": 0}
 LOG = [
     ours("dash", "dash", kept="yes"),
@@ -147,6 +151,7 @@ LOG = [
     ours("sprint, outliers .04", "sprint", outlier_exposure=0.04),
     ours("sprint, 12 epochs", "sprint", epochs=12),
     replace(ours("large", "large", kept="yes", **IN_BFLOAT16), seeds=5),
+    replace(ours("large, coarse digits", "large", **COARSE), seeds=5),
     ours("large, digits alone", "large", **PLAIN),
     ours("large, digits alone, 30 epochs", "large", **{**PLAIN, "epochs": 30}),
     ours("large, digits alone, light warps", "large", **{**PLAIN, "augmentation": LIGHT}),
@@ -183,7 +188,8 @@ def wider_net():
 
 
 WIDER = replace(RECIPES["record"], name="wider", net="wider_net", epochs=10, **IN_BFLOAT16)
-TEST += [Experiment("test", "wider", WIDER, 4)]
+TEST += [Experiment("test", "wider", WIDER, 4),
+         Experiment("test", "large, coarse digits", replace(RECIPES["large"], **COARSE), 5)]
 RECIPE_OF = {experiment.name: experiment.recipe for experiment in TEST}
 SEEDS = {experiment.name: experiment.seeds for experiment in TEST}
 RACE = [Experiment("race", name, replace(RECIPES[name], outlier_exposure=0.04, augmentation=warps),
@@ -195,10 +201,16 @@ VOTE = [Experiment("vote", " and ".join(names), RECIPE_OF[names[0]], 1, voters=n
         for names in (("large",), ("record",), ("wider",), ("large", "record"),
                       ("large", "record", "wider"))]
 
+# The two that differ in coarse digits, on digits of fewer pixels, and on those of other hands
+
+PAIR = ("large", "large, coarse digits")
+REDUCED = [replace(each, group="reduced") for each in LOG if each.name in PAIR]
+EMBEDDED = [replace(each, group="embedded") for each in TEST if each.name in PAIR]
+
 FOLDS = [Experiment("folds", "record", RECIPE_OF["record"], 5, "yes")]
 
 FINAL = ("test", "race", "vote")  # groups that train on all digits
-ALL = [*TEST, *RACE, *VOTE, *FOLDS, *CLASSIC, *LOG]
+ALL = [*TEST, *RACE, *VOTE, *FOLDS, *CLASSIC, *LOG, *REDUCED, *EMBEDDED]
 
 
 def untrained(experiment: Experiment, seed: int, folder) -> list[Net]:
@@ -281,6 +293,14 @@ def runs(groups, name, again):
             yield experiment, seed
 
 
+def embedded() -> Digits:
+    "All digits inside scikit-learn"
+    parts = load("digits")
+    images, labels = (np.concatenate([getattr(part, name) for part in parts])
+                      for name in ("images", "labels"))
+    return Digits(images, labels, "embedded digits")
+
+
 def fold(i: int):
     "The digits of a fold of the Kaggle-format table: to train on, and to be scored on"
     table, _ = load("kaggle")
@@ -300,7 +320,9 @@ def main():
     train, test = load("mnist")
     rest, held = split(train, 1 / 6)
     few = rest[np.random.default_rng(0).permutation(len(rest))[:10_000]]
-    digits = {"log": (rest, held), "classic": (few, held)} | dict.fromkeys(FINAL, (train, test))
+    small = replace(held, images=distort(held.images, "resolution", 2.5))  # 8 × 8 squares a digit
+    digits = {"log": (rest, held), "reduced": (rest, small), "classic": (few, held)}
+    digits |= dict.fromkeys(FINAL, (train, test)) | {"embedded": (train, embedded())}
     for experiment, seed in runs(options.groups, options.name, options.again):
         pair = fold(seed) if experiment.group == "folds" else digits[experiment.group]
         row = run(experiment, seed, *pair, options.again)
