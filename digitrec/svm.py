@@ -216,9 +216,9 @@ class ImagePipeline(Recogniser, Pipeline):
         """Train on images, uint8 (n, 28, 28) or (n, 784), their labels and, where known, writers.
 
         Raises `DataError` for bad images and labels, and for fewer digits than components."""
-        n, least = len(check_images(images)), self["pca"].n_components
-        if n < least:
-            raise DataError("training digits", f"{n}", f"at least {least}, as many as components")
+        n, components = len(check_images(images)), self.get_params().get("pca__n_components")
+        if isinstance(components, int) and n < components:
+            raise DataError("training digits", f"{n}", f"at least {components}, one a component")
         routed = get_config()["enable_metadata_routing"]
         name = "groups" if routed else f"{self.steps[-1][0]}__groups"
         return super().fit(images, labels, **({} if groups is None else {name: groups}))

@@ -711,6 +711,16 @@ def test_it_is_painted_at_once(browser, file):
     context.close()
 
 
+# The chapter
+
+
+def test_the_chapter_shows_the_net_that_ships():
+    card = load_pretrained("tiny").card
+    text = (ROOT / "nbs/12b_draw.ipynb").read_text(encoding="utf-8")
+    assert f"{card['MNIST test']['given labels']['errors']} errors on MNIST's" in text
+    assert f"'threshold': {card['threshold']}" in text
+
+
 # From Python and the command line
 
 

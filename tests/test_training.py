@@ -1022,7 +1022,9 @@ def test_callbacks_that_remember_epochs_are_refused(kind):
         net.fit(*DIGITS)
 
 
-@pytest.mark.parametrize("callbacks", [None, ["x"], keras.callbacks.Callback()], ids=str)
+@pytest.mark.parametrize(
+    "callbacks", [None, ["x"], keras.callbacks.Callback()], ids=["none", "a text", "one alone"]
+)
 def test_callbacks_are_a_tuple_of_callbacks(callbacks):
     with pytest.raises(ValueError, match="expected a tuple of Keras's callbacks"):
         Net(SMALLEST, callbacks=callbacks).fit(*DIGITS)
