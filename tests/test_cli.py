@@ -519,14 +519,16 @@ def test_without_test_labels_the_svm_is_scored_on_held_out_digits(unlabelled, tm
     )
 
 
-def test_too_few_digits_to_train_on(tmp_path):
+@pytest.mark.parametrize("n, classes, found", [
+    (20, 2, "found 16; expected at least 50"), (100, 1, "80 digits of 1 classes")])
+def test_too_few_digits_or_classes_to_train_on(tmp_path, n, classes, found):
     header = ",".join(f"pixel{i}" for i in range(784))
     row = ",".join(["0"] * 700 + ["9"] * 84)
-    rows = [f"label,{header}", *[f"{i % 2},{row}" for i in range(20)]]
+    rows = [f"label,{header}", *[f"{i % classes},{row}" for i in range(n)]]
     (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "test.csv").write_text(f"{header}\n{row}\n")
     _, status = digitrec("run", "--data", ".", "--recipe", "svm", cwd=tmp_path, code=1)
-    assert "16 digits of 2 classes" in status and not list((tmp_path / "digitrec-run").iterdir())
+    assert found in status and not list((tmp_path / "digitrec-run").iterdir())
 
 
 # Progress
