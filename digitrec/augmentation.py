@@ -93,9 +93,10 @@ _RULER = np.arange(28, dtype=np.float32)
 
 def coarsen(
     images,  # floats (n, 28, 28)
-    sizes,   # floats (n,): the side of a square, pixels, 1 or more
+    sizes,   # floats (n,), or (1,) for all images: the side of a square, pixels, 1 or more
 ):           # floats (n, 28, 28)
-    "Average images over squares, and interpolate between the squares' middles."
+    """Average images over squares, and interpolate between the squares' middles; there is no ink
+    beyond the edge."""
     size = ops.reshape(sizes, (-1, 1, 1))
     starts = size * _RULER[:, None]
     overlaps = ops.minimum(starts + size, _RULER + 1) - ops.maximum(starts, _RULER)

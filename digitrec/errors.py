@@ -46,16 +46,11 @@ def misclassified(
     return table.sort_values("confidence", ascending=False, kind="stable")
 
 # %% ../nbs/10_errors.ipynb #d3b7a07a
-def _rows(values) -> int:
-    "How many rows there are, if there are any"
-    return len(values) if np.iterable(values) else 1
-
-
 def top_three(
     probabilities: np.ndarray,  # floats (n, 10), rows summing to 1
 ) -> list[str]:                 # n texts, such as "9 62%, 4 35%, 7 2%"
     "Write the three most probable digits of each row. Raises `DataError`."
-    probabilities = check_probabilities(probabilities, _rows(probabilities))
+    probabilities = check_probabilities(probabilities)
     likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, :3]
     texts = []
     for row, digits in zip(probabilities, likeliest, strict=True):
@@ -108,12 +103,12 @@ def uncertainty(
 
     The margin is the difference of the two highest probabilities. Without members there is no
     disagreement. Raises `DataError` for bad probabilities."""
-    n = _rows(probabilities)
-    probabilities = check_probabilities(probabilities, n)
+    probabilities = check_probabilities(probabilities)
     second, first = np.sort(probabilities, axis=1)[:, -2:].T
     margin = first - second
     table = pd.DataFrame({"one_minus_margin": 1 - margin, "entropy": _entropy(probabilities)})
     if len(members):
+        n = len(probabilities)
         entropies = [_entropy(check_probabilities(member, n)) for member in members]
         table["disagreement"] = (table["entropy"] - np.mean(entropies, axis=0)).clip(0)
     return table.rename_axis("id")

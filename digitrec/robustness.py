@@ -61,8 +61,7 @@ def _blur(images, sd, rng):
 
 def _reduce(images, side, rng):
     "Average over squares, and interpolate between their middles, as in a small picture enlarged."
-    sides = np.full(len(images), max(side, 1), np.float32)
-    return keras.ops.convert_to_numpy(coarsen(images, sides))
+    return keras.ops.convert_to_numpy(coarsen(images, np.array([max(side, 1)], np.float32)))
 
 # %% ../nbs/11b_robustness.ipynb #d349a15c
 def _invert(images, fraction, rng):

@@ -186,16 +186,17 @@ def plot_confusion(
 
 # %% ../nbs/02_scores.ipynb #cd8ae2b6
 def check_probabilities(
-    probabilities,  # an array-like
-    n: int,         # how many rows there must be
-) -> np.ndarray:    # float64 (n, 10)
+    probabilities,         # an array-like
+    n: int | None = None,  # how many rows there must be; None: any number
+) -> np.ndarray:           # float64 (n, 10)
     "Check for `n` rows of ten probabilities that sum to 1, within 0.001. Raises `DataError`."
-    expected = f"floats of shape ({n}, 10)"
+    expected = f"floats of shape ({'n' if n is None else n}, 10)"
     try:
         probabilities = np.asarray(probabilities)
     except ValueError:
         raise DataError("probabilities", "rows of unequal length", expected) from None
-    if probabilities.shape != (n, 10) or probabilities.dtype.kind != "f":
+    rows = probabilities.shape[:1] if n is None else (n,)
+    if probabilities.shape != (*rows, 10) or probabilities.dtype.kind != "f":
         found = f"{probabilities.dtype} of shape {probabilities.shape}"
         raise DataError("probabilities", found, expected)
     sums_to_1 = np.abs(probabilities.sum(axis=1) - 1) < 1e-3
