@@ -295,8 +295,8 @@ _HEAVY = Augmentation(rotation=12, shear=8.5, zoom=0.12, shift=2.5)
 _STYLES = {"blur": 1.15, "ink": 1}
 _LIGHT_STYLES, _HEAVY_STYLES = replace(_LIGHT, **_STYLES), replace(_HEAVY, **_STYLES)
 _OWN = (
-    Recipe("large", "large_net", epochs=12, learning_rate=4e-3, augmentation=_HEAVY_STYLES,
-           **_EXPOSED),
+    Recipe("large", "large_net", epochs=12, learning_rate=4e-3,
+           augmentation=replace(_HEAVY_STYLES, coarse=3), **_EXPOSED),
     Recipe("record", "record_net", epochs=12, learning_rate=3e-3, augmentation=_HEAVY, **_OURS),
     Recipe("sprint", "sprint_net", epochs=6, learning_rate=6e-3, augmentation=_HEAVY, **_OURS),
     Recipe("dash", "dash_net", epochs=1, learning_rate=1e-2, augmentation=_LIGHT, **_OURS),

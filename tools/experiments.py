@@ -138,7 +138,7 @@ def m7_net():
 
 LIGHT, HEAVY = RECIPES["dash"].augmentation, RECIPES["sprint"].augmentation
 IN_BFLOAT16 = {"precision": "bfloat16"}
-COARSE = {**IN_BFLOAT16, "augmentation": replace(RECIPES["large"].augmentation, coarse=3)}
+FINE = {**IN_BFLOAT16, "augmentation": replace(RECIPES["large"].augmentation, coarse=1)}
 PLAIN = {**IN_BFLOAT16, "augmentation": HEAVY, "outlier_exposure": 0}
 LOG = [
     ours("dash", "dash", kept="yes"),
@@ -151,7 +151,7 @@ LOG = [
     ours("sprint, outliers .04", "sprint", outlier_exposure=0.04),
     ours("sprint, 12 epochs", "sprint", epochs=12),
     replace(ours("large", "large", kept="yes", **IN_BFLOAT16), seeds=5),
-    replace(ours("large, coarse digits", "large", **COARSE), seeds=5),
+    replace(ours("large, no coarse digits", "large", **FINE), seeds=5),
     ours("large, digits alone", "large", **PLAIN),
     ours("large, digits alone, 30 epochs", "large", **{**PLAIN, "epochs": 30}),
     ours("large, digits alone, light warps", "large", **{**PLAIN, "augmentation": LIGHT}),
@@ -161,6 +161,10 @@ LOG = [
     replace(ours("record, 5 × 5 without pooling", "record", net="m5_net", **IN_BFLOAT16), seeds=1),
     replace(ours("record, 7 × 7 without pooling", "record", net="m7_net", **IN_BFLOAT16), seeds=1),
 ]
+for name in ("small", "tiny"):
+    coarse = replace(RECIPES[name].augmentation, coarse=3)
+    LOG += [replace(ours(name, name, kept="yes"), seeds=5),
+            replace(ours(name + ", coarse digits", name, augmentation=coarse), seeds=5)]
 
 
 # Every net by its own recipe, on the test digits
@@ -189,7 +193,7 @@ def wider_net():
 
 WIDER = replace(RECIPES["record"], name="wider", net="wider_net", epochs=10, **IN_BFLOAT16)
 TEST += [Experiment("test", "wider", WIDER, 4),
-         Experiment("test", "large, coarse digits", replace(RECIPES["large"], **COARSE), 5)]
+         Experiment("test", "large, no coarse digits", replace(RECIPES["large"], **FINE), 5)]
 RECIPE_OF = {experiment.name: experiment.recipe for experiment in TEST}
 SEEDS = {experiment.name: experiment.seeds for experiment in TEST}
 RACE = [Experiment("race", name, replace(RECIPES[name], outlier_exposure=0.04, augmentation=warps),
@@ -201,11 +205,12 @@ VOTE = [Experiment("vote", " and ".join(names), RECIPE_OF[names[0]], 1, voters=n
         for names in (("large",), ("record",), ("wider",), ("large", "record"),
                       ("large", "record", "wider"))]
 
-# The two that differ in coarse digits, on digits of fewer pixels, and on those of other hands
+# Nets that differ in coarse digits, on digits of fewer pixels, and on those of other hands
 
-PAIR = ("large", "large, coarse digits")
-REDUCED = [replace(each, group="reduced") for each in LOG if each.name in PAIR]
-EMBEDDED = [replace(each, group="embedded") for each in TEST if each.name in PAIR]
+WITH_AND_WITHOUT = ("large", "large, no coarse digits", "small", "small, coarse digits", "tiny",
+                    "tiny, coarse digits")
+REDUCED = [replace(each, group="reduced") for each in LOG if each.name in WITH_AND_WITHOUT]
+EMBEDDED = [replace(each, group="embedded") for each in TEST if each.name in WITH_AND_WITHOUT[:2]]
 
 FOLDS = [Experiment("folds", "record", RECIPE_OF["record"], 5, "yes")]
 
@@ -224,14 +229,13 @@ def untrained(experiment: Experiment, seed: int, folder) -> list[Net]:
 
 def score(nets: list[Net], digits, with_tta: bool) -> dict:
     "Errors with one copy of each digit, and with five if wanted; the loss with one"
-    def predict(images):
-        return np.mean([predict_model(net.model_, images) for net in nets], axis=0)
-
-    once = predict(digits.images)
+    predictors = [partial(predict_model, net.model_) for net in nets]
+    once = np.mean([predict(digits.images) for predict in predictors], axis=0)
     row = {"errors": accuracy(digits.labels, once.argmax(axis=1)).errors, "errors_tta": "",
            "nll": round(nll(digits.labels, once), 5)}
-    if with_tta:
-        five = predict_with_tta(predict, digits.images, 1)
+    if with_tta:  # in each net first, as `load_pretrained("vote")` predicts
+        five = np.mean([predict_with_tta(predict, digits.images, 1) for predict in predictors],
+                       axis=0)
         row["errors_tta"] = accuracy(digits.labels, five.argmax(axis=1)).errors
     return row
 
