@@ -521,15 +521,17 @@ def _say_replaced(folder: Path):
 
 # %% ../nbs/13_cli.ipynb #de62b5a0
 def _scores(plan: Plan, train: Digits, result: Result) -> dict:
-    "What scores.json says"
+    "The contents of scores.json"
+    from digitrec.recipe import RECIPES
     from digitrec.scores import score
 
-    return {"digitrec": __version__, "recipe": plan.recipe, "precision": plan.precision,
+    own = RECIPES[plan.recipe].precision if plan.recipe != "svm" else None
+    return {"digitrec": __version__, "recipe": plan.recipe, "precision": plan.precision or own,
             "members": plan.members, "seed": plan.seed, "trained_on": train.name,
             "n_trained": len(train), "scored_on": result.scored.name,
             "scored_by": result.scored_by,
             **score(result.scored.labels, result.probabilities),
-            "predicted": np.bincount(result.predicted, minlength=10).tolist()}
+            "submission_counts": np.bincount(result.predicted, minlength=10).tolist()}
 
 
 def _plot(result: Result, path: Path):

@@ -434,7 +434,7 @@ def test_run_on_the_embedded_digits(svm_run):
     rows = np.loadtxt(folder / "submission.csv", int, delimiter=",", skiprows=1)
     assert rows[:, 0].tolist() == list(range(1, 900))
     assert (rows[:, 1] != TEST.labels).sum() == scores["errors"]
-    assert scores["predicted"] == np.bincount(rows[:, 1], minlength=10).tolist()
+    assert scores["submission_counts"] == np.bincount(rows[:, 1], minlength=10).tolist()
     assert scores["precision"] is None  # the SVM has none
     with Image.open(folder / "confusion.png") as image:
         assert image.width > 600
