@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
 import experiments
 
+from digitrec.export import PRETRAINED, load_pretrained
 from digitrec.recipe import RECIPES, registered
-from digitrec.scores import accuracy
+from digitrec.scores import accuracy, predict_with_tta
 from digitrec.sources import load
 from digitrec.training import Net
 
@@ -26,6 +27,20 @@ def test_every_row_is_a_run_that_the_script_lists():
         listed = LISTED[row.group, row.name]
         assert row.seed < listed.seeds and row.epochs == listed.recipe.epochs
         assert row.precision == listed.recipe.precision and row.kept == listed.kept
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_a_shipped_net_has_the_errors_of_its_row(name):
+    "Up to one: the file has weights in half precision, and the row those of the training."
+    card = load_pretrained(name).card
+    group, seed = ("vote", 0) if name == "vote" else ("test", card["seeds"][0])
+    rows = LOG[(LOG.group == group) & (LOG.name == card["recipe"]["name"]) & (LOG.seed == seed)]
+    [errors] = rows.errors_tta
+    assert card["MNIST test"]["given labels"]["errors"] == pytest.approx(errors, abs=1)
+    if name != "vote":
+        validation = LOG[(LOG.group == "log") & (LOG.name == card["recipe"]["name"])]
+        by_seed = {str(row.seed): int(row.errors_tta) for row in validation.itertuples()}
+        assert card["validation errors by seed"] == by_seed
 
 
 @pytest.mark.parametrize("group, name", sorted(set(zip(LOG.group, LOG.name, strict=True))))
@@ -60,6 +75,9 @@ def test_a_vote_averages_all_nets_of_each_recipe(tmp_path, monkeypatch):
     assert sorted(net.seed for net in nets) == [0, 1, 2]
     probabilities = np.mean([net.predict_proba(test.images) for net in nets], axis=0)
     assert row["errors"] == accuracy(test.labels, probabilities.argmax(axis=1)).errors
+    copies = [predict_with_tta(net.predict_proba, test.images, 1) for net in nets]
+    five = np.mean(copies, axis=0).argmax(axis=1)  # the nets are stored without TTA of their own
+    assert row["errors_tta"] == accuracy(test.labels, five).errors
     assert row["parameters"] == 3 * 35_802 and row["curve"] == row["epoch_seconds"] == ""
 
 
