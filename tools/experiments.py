@@ -193,6 +193,7 @@ def wider_net():
 
 WIDER = replace(RECIPES["record"], name="wider", net="wider_net", epochs=10, **IN_BFLOAT16)
 TEST += [Experiment("test", "wider", WIDER, 4),
+         Experiment("test", "wider, 12 epochs", replace(WIDER, epochs=12), 1),
          Experiment("test", "large, no coarse digits", replace(RECIPES["large"], **FINE), 5)]
 RECIPE_OF = {experiment.name: experiment.recipe for experiment in TEST}
 SEEDS = {experiment.name: experiment.seeds for experiment in TEST}
