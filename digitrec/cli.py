@@ -522,11 +522,11 @@ def _say_replaced(folder: Path):
 # %% ../nbs/13_cli.ipynb #de62b5a0
 def _scores(plan: Plan, train: Digits, result: Result) -> dict:
     "The contents of scores.json"
-    from digitrec.recipe import RECIPES
     from digitrec.scores import score
 
-    own = RECIPES[plan.recipe].precision if plan.recipe != "svm" else None
-    return {"digitrec": __version__, "recipe": plan.recipe, "precision": plan.precision or own,
+    recipe = getattr(result.recogniser, "recipe", None)  # the SVM has none
+    return {"digitrec": __version__, "recipe": plan.recipe,
+            "precision": recipe.precision if recipe else None,
             "members": plan.members, "seed": plan.seed, "trained_on": train.name,
             "n_trained": len(train), "scored_on": result.scored.name,
             "scored_by": result.scored_by,

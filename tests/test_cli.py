@@ -628,6 +628,7 @@ def test_an_ensemble_is_scored_out_of_fold_and_trained_once(unlabelled, tmp_path
     folder = tmp_path / "digitrec-run"
     scores = json.loads((folder / "scores.json").read_text())
     assert (scores["scored_by"], scores["n"], scores["members"]) == ("out of fold", 120, 2)
+    assert scores["precision"] == "float32" and sum(scores["submission_counts"]) == 80
     oof = np.load(folder / "recogniser" / "oof.npy")
     errors = (oof.argmax(axis=1) != load("digits")[0].labels[:120]).sum()
     assert scores["errors"] == errors and "not trained on it" in printed
@@ -651,6 +652,8 @@ def test_a_net_is_trained_in_the_precision_asked_for(labelled, tmp_path):
     assert printed.splitlines()[0].endswith("1 net by the recipe dash, in bfloat16")
     about = json.loads((tmp_path / "digitrec-run/recogniser/net.json").read_text())
     assert about["recipe"]["precision"] == "bfloat16"
+    scores = json.loads((tmp_path / "digitrec-run/scores.json").read_text())
+    assert scores["precision"] == "bfloat16"
 
 
 @pytest.fixture(scope="module")

@@ -208,10 +208,10 @@ VOTE = [Experiment("vote", " and ".join(names), RECIPE_OF[names[0]], 1, voters=n
 
 # Nets that differ in coarse digits, on digits of fewer pixels, and on those of other hands
 
-WITH_AND_WITHOUT = ("large", "large, no coarse digits", "small", "small, coarse digits", "tiny",
-                    "tiny, coarse digits")
+OF_LARGE = ("large", "large, no coarse digits")
+WITH_AND_WITHOUT = (*OF_LARGE, "small", "small, coarse digits", "tiny", "tiny, coarse digits")
 REDUCED = [replace(each, group="reduced") for each in LOG if each.name in WITH_AND_WITHOUT]
-EMBEDDED = [replace(each, group="embedded") for each in TEST if each.name in WITH_AND_WITHOUT[:2]]
+EMBEDDED = [replace(each, group="embedded") for each in TEST if each.name in OF_LARGE]
 
 FOLDS = [Experiment("folds", "record", RECIPE_OF["record"], 5, "yes")]
 
